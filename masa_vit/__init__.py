@@ -1,0 +1,16 @@
+"""Vision transformers whose attention weights are shared across layers (MASA).
+
+Importing the package registers the models with timm::
+
+    import masa_vit
+    import timm
+
+    model = timm.create_model('vit_base_masa_s4')
+"""
+
+from masa_vit.convert import bake, fold
+from masa_vit.models import MasaVisionTransformer, load_weights
+
+__version__ = '0.1.0'
+
+__all__ = ['MasaVisionTransformer', '__version__', 'bake', 'fold', 'load_weights']

@@ -1,0 +1,7 @@
+"""Look at what is shared: coefficients per layer, parameter counts, pictures."""
+
+from masa_vit.analysis.extract import coefficients
+from masa_vit.analysis.parameters import ParameterCounts, count_parameters
+from masa_vit.analysis.plots import plot_coefficients
+
+__all__ = ['ParameterCounts', 'coefficients', 'count_parameters', 'plot_coefficients']

@@ -1,0 +1,89 @@
+"""The atom bank: the matrices that the projections of all layers are made of.
+
+Matrix Atom Sharing in Attention (https://arxiv.org/abs/2508.04581) writes the weight of one
+projection in layer l as ``W_l = sum_s c_ls D_s``. An `AtomBank` owns the atoms ``D_1 .. D_S`` of
+one dictionary. It knows nothing of attention or of images: any family of equally shaped linear
+maps can draw on it.
+"""
+
+from __future__ import annotations
+
+from contextlib import AbstractContextManager, nullcontext
+
+import torch
+from torch import nn
+
+
+def no_autocast(device: torch.device) -> AbstractContextManager[None]:
+    """Switch autocast off for operations on `device`, where there is autocast at all."""
+    if torch.amp.is_autocast_available(device.type):
+        return torch.autocast(device.type, enabled=False)
+    return nullcontext()
+
+
+@torch.fx.wrap  # one node for every fx tracer: the autocast region depends on a real device
+def compose(atoms: torch.Tensor, coef: torch.Tensor) -> torch.Tensor:
+    """Mix atoms into one weight: ``W = sum_s c_s D_s`` (MASA, eq. for W_l).
+
+    Runs in the dtype of the atoms even under autocast: a product in bfloat16 would round every
+    coefficient to 8 bits. The linear map that follows is autocast as usual.
+
+    Args:
+        atoms: Atoms D, (S, out, in).
+        coef: Coefficients of one layer, (S,).
+
+    Returns:
+        The weight, (out, in), in the dtype of `atoms`.
+    """
+    num_atoms, out_features, in_features = atoms.shape
+    with no_autocast(atoms.device):
+        weight = coef.to(atoms.dtype).view(1, num_atoms) @ atoms.view(num_atoms, -1)
+    return weight.view(out_features, in_features)
+
+
+class AtomBank(nn.Module):
+    """The atoms of one dictionary, and the composition of weights from them.
+
+    The bank is registered once, on the model. Layers that draw on it keep a plain reference to the
+    bank (never to its parameter), so that a state dict holds every atom once.
+    """
+
+    def __init__(
+        self,
+        num_atoms: int,
+        out_features: int,
+        in_features: int,
+        device: torch.device | str | None = None,
+        dtype: torch.dtype | None = None,
+    ) -> None:
+        """Create `num_atoms` matrices of shape (`out_features`, `in_features`).
+
+        Raises:
+            ValueError: If `num_atoms` is not a positive integer.
+        """
+        super().__init__()
+        if not isinstance(num_atoms, int) or isinstance(num_atoms, bool) or num_atoms < 1:
+            raise ValueError(f'num_atoms must be an integer >= 1, got {num_atoms!r}')
+        self.num_atoms = num_atoms
+        self.out_features = out_features
+        self.in_features = in_features
+        self.atoms = nn.Parameter(
+            torch.empty(num_atoms, out_features, in_features, device=device, dtype=dtype)
+        )
+        self.reset_parameters()
+
+    def reset_parameters(self) -> None:
+        """Draw the atoms as `torch.nn.Linear` draws a weight; models apply their own init over it."""
+        bound = self.in_features**-0.5
+        nn.init.uniform_(self.atoms, -bound, bound)
+
+    def compose(self, coef: torch.Tensor) -> torch.Tensor:
+        """Compose the weight (out, in) of one layer from its coefficients (S,)."""
+        return compose(self.atoms, coef)
+
+    def extra_repr(self) -> str:
+        """Name the sizes in the model's printout."""
+        return (
+            f'num_atoms={self.num_atoms}, out_features={self.out_features}, '
+            f'in_features={self.in_features}'
+        )

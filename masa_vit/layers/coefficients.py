@@ -1,0 +1,224 @@
+"""Where the coefficients of a block come from.
+
+Every block owns one `CoefficientSource`, which gives the coefficients ``c_l`` of each projection of
+that block. Three sources share one small interface, `rows(names)`:
+
+- `DirectCoefficients`: a trainable vector per projection;
+- `FrozenCoefficients`: given vectors, which do not train; one-hot rows express schemes in which
+  layers share whole matrices (Sequential, Repeat-all-over);
+- `MlpCoefficients`: the paper's, a trainable embedding of the block through a three-layer MLP, the
+  `CoefficientGenerator`, which all blocks share and which is dropped after training (`bake`).
+
+Coefficients are signed and unconstrained.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+import torch
+from torch import nn
+from torch.nn import functional as F
+
+from masa_vit.layers.atoms import no_autocast
+
+
+@torch.fx.wrap  # one node for every fx tracer, as `compose`
+def generate(embedding: torch.Tensor, *weights: torch.Tensor) -> torch.Tensor:
+    """Run the coefficient MLP on one embedding, in the dtype of its weights even under autocast.
+
+    Args:
+        embedding: (embed_dim,).
+        weights: Weight and bias of the three layers, in order.
+
+    Returns:
+        The coefficients of all projections of a block, (sum of S,).
+    """
+    w1, b1, w2, b2, w3, b3 = weights
+    with no_autocast(embedding.device):
+        hidden = F.gelu(F.linear(F.gelu(F.linear(embedding, w1, b1)), w2, b2))
+        return F.linear(hidden, w3, b3)
+
+
+class CoefficientSource(nn.Module):
+    """The coefficients of the shared projections of one block."""
+
+    kind: str = ''
+
+    def __init__(self, num_atoms: Mapping[str, int]) -> None:
+        """Serve the projections named in `num_atoms`, each with its number of atoms S."""
+        super().__init__()
+        self.num_atoms = dict(num_atoms)
+
+    def rows(self, names: Sequence[str]) -> list[torch.Tensor]:
+        """Return one vector (S,) for every projection in `names`."""
+        return [getattr(self, name) for name in names]
+
+    @torch.no_grad()
+    def values(self) -> dict[str, torch.Tensor]:
+        """Return a detached copy of all coefficients of the block, name -> (S,)."""
+        names = list(self.num_atoms)
+        return {
+            name: row.detach().clone() for name, row in zip(names, self.rows(names), strict=True)
+        }
+
+    def extra_repr(self) -> str:
+        """Name the projections in the model's printout."""
+        return ', '.join(f'{name}: {num}' for name, num in self.num_atoms.items())
+
+
+class DirectCoefficients(CoefficientSource):
+    """Trainable coefficients, one vector (S,) per projection."""
+
+    kind = 'direct'
+
+    def __init__(self, values: Mapping[str, torch.Tensor]) -> None:
+        """Start from `values`, name -> (S,)."""
+        super().__init__({name: row.numel() for name, row in values.items()})
+        for name, row in values.items():
+            self.register_parameter(name, nn.Parameter(row.detach().clone()))
+
+
+class FrozenCoefficients(CoefficientSource):
+    """Given coefficients, one vector (S,) per projection, saved with the model but never trained."""
+
+    kind = 'frozen'
+
+    def __init__(self, values: Mapping[str, torch.Tensor]) -> None:
+        """Keep `values`, name -> (S,)."""
+        super().__init__({name: row.numel() for name, row in values.items()})
+        for name, row in values.items():
+            self.register_buffer(name, row.detach().clone())
+
+
+class CoefficientGenerator(nn.Module):
+    """Three-layer MLP from the embedding of a block to the coefficients of all its projections.
+
+    The paper names the three layers only. Ours: GELU between them, `embed_dim` and `hidden_dim` of
+    64, one MLP for all projections of a model (`fc3` has one output per projection and atom).
+    """
+
+    def __init__(
+        self,
+        num_atoms: Mapping[str, int],
+        embed_dim: int = 64,
+        hidden_dim: int = 64,
+        device: torch.device | str | None = None,
+        dtype: torch.dtype | None = None,
+    ) -> None:
+        """Build the MLP embed_dim -> hidden_dim -> hidden_dim -> sum of the numbers of atoms.
+
+        Raises:
+            ValueError: If a width is not positive.
+        """
+        super().__init__()
+        if embed_dim < 1 or hidden_dim < 1:
+            raise ValueError(
+                'the widths of the coefficient MLP must be >= 1, got '
+                f'embed_dim={embed_dim}, hidden_dim={hidden_dim}'
+            )
+        self.num_atoms = dict(num_atoms)
+        self.embed_dim = embed_dim
+        self.fc1 = nn.Linear(embed_dim, hidden_dim, device=device, dtype=dtype)
+        self.fc2 = nn.Linear(hidden_dim, hidden_dim, device=device, dtype=dtype)
+        self.fc3 = nn.Linear(hidden_dim, sum(num_atoms.values()), device=device, dtype=dtype)
+
+    def rows(self, embedding: torch.Tensor) -> dict[str, torch.Tensor]:
+        """Map an embedding (embed_dim,) to the coefficients, name -> (S,)."""
+        weights = [param for fc in (self.fc1, self.fc2, self.fc3) for param in (fc.weight, fc.bias)]
+        coef = generate(embedding, *weights)
+        rows, start = {}, 0
+        for name, num in self.num_atoms.items():  # slices, which fx can trace, where split is not
+            rows[name] = coef[start : start + num]
+            start += num
+        return rows
+
+    @torch.no_grad()
+    def fit(self, embeddings: torch.Tensor, targets: torch.Tensor) -> None:
+        """Draw the MLP anew and solve its last layer, so that it starts at `targets` (ours).
+
+        A freshly drawn MLP maps all embeddings to nearly the same, nearly zero coefficients: all
+        layers would start alike, with vanishing weights. Instead the last layer is the least-norm
+        solution of ``fc3(hidden) = targets``, exact when hidden_dim >= L.
+
+        Args:
+            embeddings: (L, embed_dim).
+            targets: (L, sum of S), columns in the order of `num_atoms`.
+        """
+        for layer in (self.fc1, self.fc2):
+            nn.init.orthogonal_(layer.weight, gain=2**0.5)
+            nn.init.zeros_(layer.bias)
+        if self.fc1.weight.is_meta:
+            return
+        hidden = F.gelu(self.fc2(F.gelu(self.fc1(embeddings)))).double().cpu()
+        solution = torch.linalg.lstsq(hidden, targets.double().cpu(), driver='gelsd').solution
+        self.fc3.weight.copy_(solution.T)
+        nn.init.zeros_(self.fc3.bias)
+
+
+class MlpCoefficients(CoefficientSource):
+    """Coefficients from a trainable embedding of the block, through the generator of the model."""
+
+    kind = 'mlp'
+
+    def __init__(
+        self,
+        generator: CoefficientGenerator,
+        device: torch.device | str | None = None,
+        dtype: torch.dtype | None = None,
+    ) -> None:
+        """Own the embedding; the generator stays with the model that registers it."""
+        super().__init__(generator.num_atoms)
+        # In a tuple, so that the generator is not registered a second time in every block.
+        self._generator = (generator,)
+        self.embedding = nn.Parameter(torch.empty(generator.embed_dim, device=device, dtype=dtype))
+        self.reset_parameters()
+
+    @property
+    def generator(self) -> CoefficientGenerator:
+        """The MLP that all blocks of the model share."""
+        return self._generator[0]
+
+    def reset_parameters(self) -> None:
+        """Draw the embedding from a standard normal distribution (ours)."""
+        nn.init.normal_(self.embedding)
+
+    def rows(self, names: Sequence[str]) -> list[torch.Tensor]:
+        """Return one vector (S,) for every projection in `names`."""
+        rows = self.generator.rows(self.embedding)
+        return [rows[name] for name in names]
+
+
+def orthogonal_coefficients(num_layers: int, num_atoms: int) -> torch.Tensor:
+    """Draw an initial C (L, S): unit rows, orthonormal within each run of S consecutive layers.
+
+    Unit rows keep the variance of every W_l at that of the atoms; orthogonal rows keep the weights
+    of neighbouring layers uncorrelated (orthogonal coefficients: Savarese & Maire, ICLR 2019,
+    https://arxiv.org/abs/1902.09701; the choice is ours, the MASA paper does not name one).
+    """
+    runs = -(-num_layers // num_atoms)
+    coef = torch.cat([nn.init.orthogonal_(torch.empty(num_atoms, num_atoms)) for _ in range(runs)])
+    return coef[:num_layers]
+
+
+@torch.no_grad()
+def assign_coefficients(
+    sources: Sequence[CoefficientSource], coefs: Mapping[str, torch.Tensor]
+) -> None:
+    """Set the trainable coefficients of all blocks of a model; frozen ones stay as given.
+
+    Args:
+        sources: The source of each block, in order.
+        coefs: Projection name -> C (L, S).
+    """
+    mlp = [source for source in sources if isinstance(source, MlpCoefficients)]
+    if mlp:
+        targets = torch.cat([coefs[name] for name in mlp[0].num_atoms], dim=1)
+        for generated in mlp:
+            generated.reset_parameters()
+        embeddings = torch.stack([generated.embedding for generated in mlp])
+        mlp[0].generator.fit(embeddings, targets.to(embeddings.device))
+    for index, source in enumerate(sources):
+        if isinstance(source, DirectCoefficients):
+            for name in source.num_atoms:
+                getattr(source, name).copy_(coefs[name][index])

@@ -1,0 +1,248 @@
+"""Read weights into models: kinds of checkpoints, other image sizes, reports of what matched."""
+
+from __future__ import annotations
+
+import logging
+import pickle
+import re
+from collections.abc import Mapping, MutableMapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import timm
+import torch
+from safetensors import SafetensorError
+from timm.models import clean_state_dict, load_state_dict
+from timm.models.vision_transformer import checkpoint_filter_fn as vit_checkpoint_filter_fn
+from torch import nn
+
+from masa_vit.layers import AtomBank, CoefficientGenerator, CoefficientSource, SharedLinear
+
+_logger = logging.getLogger(__name__)
+
+
+def checkpoint_filter_fn(state_dict: dict[str, Any], model: nn.Module) -> dict[str, Any]:
+    """Unwrap a checkpoint and resample its position and patch embeddings to the model's sizes."""
+    state_dict = state_dict.get('model', state_dict)
+    state_dict = state_dict.get('state_dict', state_dict)
+    return vit_checkpoint_filter_fn(clean_state_dict(state_dict), model)
+
+
+def adapt_state_dict(model: nn.Module, state_dict: MutableMapping[str, Any], prefix: str) -> None:
+    """Make a state dict fit a MASA model, in place, or say why it cannot.
+
+    Coefficients of the 'mlp' kind are computed and become direct ones where the model holds direct
+    (or frozen) coefficients.
+
+    Raises:
+        ValueError: For a dense checkpoint, other dictionaries, another number of atoms, or direct
+            coefficients for a model with an MLP.
+    """
+    for name, module in model.named_modules():
+        if isinstance(module, SharedLinear) and f'{prefix}{name}.weight' in state_dict:
+            raise ValueError(
+                f"the checkpoint is dense ('{prefix}{name}.weight'), the model shares its attention "
+                'weights. A dense model cannot be loaded into a MASA model: turning one into the '
+                'other is lossy and never done in silence. Compress it, which approximates its '
+                'weights by atoms, or train the MASA model from scratch; for a dense model use its '
+                'timm name without "masa".'
+            )
+    _check_banks(model, state_dict, prefix)
+    _adapt_coefficients(model, state_dict, prefix)
+
+
+def _check_banks(model: nn.Module, state_dict: Mapping[str, Any], prefix: str) -> None:
+    found = {
+        match[1]: value
+        for key, value in state_dict.items()
+        if (match := re.fullmatch(rf'{re.escape(prefix)}banks\.(\w+)\.atoms', key))
+    }
+    if not found:
+        return
+    banks = model.get_submodule('banks')
+    own = {name: bank.atoms for name, bank in banks.named_children() if isinstance(bank, AtomBank)}
+    if set(found) != set(own):
+        raise ValueError(
+            f'the checkpoint has the dictionaries {sorted(found)}, the model {sorted(own)}: create '
+            f'the model with dictionaries={sorted(found)} and '
+            f'projections={"".join(sorted("".join(found), key="qkvo".find))!r}'
+        )
+    for name, atoms in own.items():
+        if found[name].shape[0] != atoms.shape[0]:
+            raise ValueError(
+                f'the checkpoint has S={found[name].shape[0]} atoms in dictionary {name!r}, the model '
+                f'{atoms.shape[0]}: create the model with num_atoms={found[name].shape[0]}'
+            )
+
+
+def _adapt_coefficients(
+    model: nn.Module, state_dict: MutableMapping[str, Any], prefix: str
+) -> None:
+    sources = {
+        f'{prefix}{name}.': module
+        for name, module in model.named_modules()
+        if isinstance(module, CoefficientSource)
+    }
+    from_mlp = f'{prefix}generator.fc1.weight' in state_dict
+    if model.generator is not None:
+        for key, source in sources.items():
+            if any(f'{key}{name}' in state_dict for name in source.num_atoms):
+                raise ValueError(
+                    'the checkpoint holds direct coefficients, the model computes them by an MLP, '
+                    "which cannot be inverted. Create the model with coefficients='direct', or call "
+                    'masa_vit.bake(model) before loading.'
+                )
+        return
+    if not from_mlp:
+        return
+    weights = {
+        key.removeprefix(f'{prefix}generator.'): state_dict.pop(key)
+        for key in list(state_dict)
+        if key.startswith(f'{prefix}generator.')
+    }
+    hidden_dim, embed_dim = weights['fc1.weight'].shape
+    num_atoms = next(iter(sources.values())).num_atoms
+    if weights['fc3.weight'].shape[0] != sum(num_atoms.values()):
+        raise ValueError(
+            f'the coefficient MLP of the checkpoint gives {weights["fc3.weight"].shape[0]} '
+            f'coefficients per block, the model needs {num_atoms}'
+        )
+    generator = CoefficientGenerator(num_atoms, embed_dim, hidden_dim, device='meta')
+    generator.load_state_dict(weights, assign=True)
+    with torch.no_grad():
+        for key in sources:
+            embedding = state_dict.pop(f'{key}embedding', None)
+            if embedding is not None:
+                for name, row in generator.rows(embedding).items():
+                    state_dict[f'{key}{name}'] = row
+    _logger.info(
+        'The coefficients of the checkpoint come from an MLP: computed them and dropped the MLP.'
+    )
+
+
+@dataclass
+class LoadReport:
+    """What became of the tensors of a checkpoint."""
+
+    source: str
+    matched: list[str] = field(default_factory=list)
+    missing: list[str] = field(default_factory=list)
+    unexpected: list[str] = field(default_factory=list)
+    resized: list[str] = field(default_factory=list)
+    dropped: list[str] = field(default_factory=list)
+
+    def __str__(self) -> str:
+        """One line per outcome, with the names where something did not match."""
+        lines = [f'{self.source}: {len(self.matched)} tensors matched']
+        for what in ('resized', 'dropped', 'missing', 'unexpected'):
+            names = getattr(self, what)
+            if names:
+                shown = ', '.join(names[:6]) + (', ...' if len(names) > 6 else '')
+                lines.append(f'  {what} ({len(names)}): {shown}')
+        return '\n'.join(lines)
+
+
+def read_state_dict(path: str | Path) -> dict[str, torch.Tensor]:
+    """Read the weights of a `.pth` or `.safetensors` file, EMA weights first, without wrappers.
+
+    Raises:
+        FileNotFoundError: If there is no such file.
+        ValueError: If the file is truncated or not a checkpoint.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise FileNotFoundError(f'checkpoint {str(path)!r} does not exist')
+    try:
+        return load_state_dict(str(path))
+    except (RuntimeError, EOFError, pickle.UnpicklingError, SafetensorError, OSError) as error:
+        raise ValueError(
+            f'{str(path)!r} cannot be read as a checkpoint ({path.stat().st_size} bytes): it is '
+            f'truncated, or no file of weights. {type(error).__name__}: {error}'
+        ) from error
+
+
+def load_weights(model: nn.Module, source: str | Path, *, prefix: str = '') -> LoadReport:
+    """Load weights into a timm model for fine-tuning, at any image size and number of classes.
+
+    Position and patch embeddings are resampled; a classifier of another size is left as it is.
+
+    Args:
+        model: A timm model, ours or any other.
+        source: A `.pth` or `.safetensors` file of the same architecture (a training checkpoint is
+            fine, wrapper prefixes are found), or the name of a timm model with pretrained weights.
+        prefix: Prefix of the model's tensors in the file, where it cannot be told from the names.
+
+    Returns:
+        What matched, was resized, dropped, missing or unexpected.
+
+    Raises:
+        FileNotFoundError: If `source` is neither a file nor a model.
+        ValueError: If nothing matches, or shapes differ in more than sizes that can be resampled.
+    """
+    source = str(source)
+    if not Path(source).is_file() and timm.is_model(source.split('.')[0]):
+        state_dict = timm.create_model(source, pretrained=True).state_dict()
+    else:
+        state_dict = read_state_dict(source)
+    own = model.state_dict()
+    state_dict = _strip_prefix(state_dict, own, prefix)
+    report = LoadReport(source)
+    _drop_classifier(model, state_dict, own, report)
+    before = {key: value.shape for key, value in state_dict.items()}
+    if hasattr(model, 'patch_embed'):
+        state_dict = checkpoint_filter_fn(state_dict, model)
+    incompatible = _load(model, state_dict, source)
+    report.resized = [k for k, v in state_dict.items() if k in before and v.shape != before[k]]
+    report.unexpected = list(incompatible.unexpected_keys)
+    report.missing = [key for key in incompatible.missing_keys if key not in report.dropped]
+    absent = {*incompatible.missing_keys}
+    report.matched = [key for key in own if key not in absent]
+    if not report.matched:
+        raise ValueError(
+            f'no tensor of {source!r} matches the model: it holds '
+            f'{", ".join(list(state_dict)[:4])}, ..., the model {", ".join(list(own)[:4])}, ...'
+        )
+    return report
+
+
+def _load(model: nn.Module, state_dict: dict[str, Any], source: str) -> Any:
+    try:
+        return model.load_state_dict(state_dict, strict=False)
+    except RuntimeError as error:  # torch lists every tensor of another shape: keep the first ones
+        lines = str(error).splitlines()
+        raise ValueError(
+            '\n'.join(
+                [
+                    f'{source!r} does not fit the model; embed_dim, depth or mlp_ratio differ:',
+                    *lines[1:5],
+                    *([f'... and {len(lines) - 5} more'] if len(lines) > 5 else []),
+                ]
+            )
+        ) from None
+
+
+def _strip_prefix(
+    state_dict: dict[str, Any], own: Mapping[str, Any], prefix: str
+) -> dict[str, Any]:
+    """Keep the tensors under the prefix that fits most of the model's, without the prefix."""
+    candidates = {prefix}
+    if not prefix:
+        probe = list(own)[:8]
+        candidates |= {key[: -len(k)] for k in probe for key in state_dict if key.endswith(f'.{k}')}
+    best = max(sorted(candidates), key=lambda p: sum(p + key in state_dict for key in own))
+    return {key.removeprefix(best): v for key, v in state_dict.items() if key.startswith(best)}
+
+
+def _drop_classifier(
+    model: nn.Module,
+    state_dict: dict[str, Any],
+    own: Mapping[str, Any],
+    report: LoadReport,
+) -> None:
+    classifier = getattr(model, 'pretrained_cfg', {}).get('classifier') or ()
+    for name in (classifier,) if isinstance(classifier, str) else classifier:
+        for key in (f'{name}.weight', f'{name}.bias'):
+            if key in state_dict and (key not in own or own[key].shape != state_dict[key].shape):
+                del state_dict[key]
+                report.dropped.append(key)

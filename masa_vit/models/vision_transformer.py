@@ -1,0 +1,304 @@
+"""Vision transformers whose attention weights are shared across layers (MASA), for timm.
+
+Paper: `Share Your Attention: Transformer Weight Sharing via Matrix-based Dictionary Learning`
+    - https://arxiv.org/abs/2508.04581
+
+The forward path is timm's: `MasaVisionTransformer` is timm's `VisionTransformer` in which the
+linear maps of the attention are `SharedLinear`.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import torch
+from timm.data import IMAGENET_INCEPTION_MEAN, IMAGENET_INCEPTION_STD
+from timm.models import build_model_with_cfg, generate_default_cfgs, register_model
+from timm.models.vision_transformer import VisionTransformer, get_init_weights_vit
+from torch import nn
+
+from masa_vit.layers import (
+    AtomBank,
+    CoefficientSource,
+    SharedLinear,
+    assign_coefficients,
+    orthogonal_coefficients,
+    share_linears,
+)
+from masa_vit.models.checkpoint import adapt_state_dict, checkpoint_filter_fn
+
+__all__ = ['MasaVisionTransformer']
+
+PROJECTIONS = 'qkvo'
+"""The projections of an attention layer, in the order in which they always stand."""
+
+LAYOUT = {'attn.qkv': 'qkv', 'attn.proj': 'o'}
+"""Linear map of timm's block -> the projections that its output stacks."""
+
+
+class MasaVisionTransformer(VisionTransformer):
+    """timm's vision transformer with attention weights composed from atoms shared by all layers."""
+
+    def __init__(
+        self,
+        *args: Any,
+        num_atoms: int = 4,
+        projections: str | Sequence[str] = PROJECTIONS,
+        dictionaries: Sequence[str] | None = None,
+        coefficients: str = 'direct',
+        coef: Any = None,
+        coef_embed_dim: int = 64,
+        coef_hidden_dim: int = 64,
+        weight_init: str = '',
+        **kwargs: Any,
+    ) -> None:
+        """Build the model.
+
+        Args:
+            args: As `timm.models.VisionTransformer`.
+            num_atoms: Number of atoms S of each dictionary, 1 <= S <= depth.
+            projections: The projections that share, letters out of 'qkvo'; the others are dense.
+            dictionaries: Which projections draw on a common dictionary, e.g. ``('qv', 'k', 'o')``.
+                Default: each projection has its own (the paper's choice).
+            coefficients: Source of the coefficients: 'direct' (trainable), 'mlp' (the paper's:
+                block embeddings through a three-layer MLP) or 'frozen' (given by `coef`).
+            coef: For 'frozen': C (L, S) for all projections, or a dict from letter to C.
+            coef_embed_dim: For 'mlp': size of the embedding of a block.
+            coef_hidden_dim: For 'mlp': width of the MLP.
+            weight_init: As in timm; atoms get the init of the dense weights that they stand for.
+            kwargs: As `timm.models.VisionTransformer`.
+
+        Raises:
+            ValueError: For a value outside its range, named with what was expected.
+        """
+        super().__init__(*args, weight_init='skip', **kwargs)
+        projections = _parse_projections(projections)
+        self.banks, self.generator = share_linears(
+            self.blocks,
+            LAYOUT,
+            _parse_dictionaries(dictionaries, projections),
+            num_atoms,
+            coefficients,
+            None if coef is None else _parse_coef(coef, projections),
+            coef_embed_dim,
+            coef_hidden_dim,
+        )
+        self.weight_init_mode = 'reset' if weight_init == 'skip' else weight_init
+        if weight_init != 'skip':
+            self.init_weights(needs_reset=False)
+
+    def init_weights(self, mode: str = '', needs_reset: bool = True) -> None:
+        """Initialise as timm does, the atoms like the dense weights that they stand for.
+
+        Atom s of a dictionary starts as the weight that layer s of the dense model would have had,
+        and C has unit rows, so that Var(W_l) equals that of the dense model (ours; the paper does
+        not describe its init).
+        """
+        super().init_weights(mode, needs_reset=needs_reset)
+        mode = mode or self.weight_init_mode
+        init_dense = get_init_weights_vit(mode)
+        coefs: dict[str, torch.Tensor] = {}
+        for index, block in enumerate(self.blocks):
+            for path in LAYOUT:
+                shared = block.get_submodule(path)
+                if isinstance(shared, SharedLinear):
+                    _init_shared_linear(shared, f'blocks.{index}.{path}', index, init_dense)
+                    for name, bank in shared.banks.items():
+                        if name not in coefs:
+                            coefs[name] = orthogonal_coefficients(len(self.blocks), bank.num_atoms)
+        if self.fix_init and 'o' in coefs:
+            scales = [_fix_init_scale(index) for index in range(len(self.blocks))]
+            coefs['o'] /= torch.tensor(scales).unsqueeze(1)
+        assign_coefficients(self._sources(), coefs)
+
+    def fix_init_weight(self) -> None:
+        """Scale the weights that write to the residual stream by depth, as timm does.
+
+        A shared output projection is scaled through its coefficients, in `init_weights`.
+        """
+        with torch.no_grad():
+            for index, block in enumerate(self.blocks):
+                block.mlp.fc2.weight.div_(_fix_init_scale(index))
+                if isinstance(block.attn.proj, nn.Linear):
+                    block.attn.proj.weight.div_(_fix_init_scale(index))
+
+    def _sources(self) -> list[CoefficientSource]:
+        return [block.coef for block in self.blocks]
+
+    @torch.jit.ignore
+    def no_weight_decay(self) -> set[str]:
+        """timm's set, and everything that makes the coefficients.
+
+        Atoms decay like the weights that they stand for. Decay of the coefficients would shrink
+        whole layers at once (no decay on them also in Savarese & Maire, ICLR 2019).
+        """
+        names = {
+            f'blocks.{index}.coef.{name}'
+            for index, block in enumerate(self.blocks)
+            for name, _ in block.coef.named_parameters()
+        }
+        if self.generator is not None:
+            names |= {f'generator.{name}' for name, _ in self.generator.named_parameters()}
+        return super().no_weight_decay() | names
+
+    @torch.jit.ignore
+    def group_matcher(self, coarse: bool = False) -> dict[str, Any]:
+        """timm's groups, with the atoms (and the generator) in the group of the middle block.
+
+        All layers draw on the atoms: with layer-wise learning rate decay the middle block has the
+        geometric mean of the blocks' rates. Coefficients go with their block.
+        """
+        groups = super().group_matcher(coarse)
+        middle = (r'^(?:banks|generator)\.', (len(self.blocks) // 2,))
+        return {**groups, 'blocks': [*groups['blocks'], middle]}
+
+    def _load_from_state_dict(
+        self, state_dict: dict[str, Any], prefix: str, *args: Any, **kwargs: Any
+    ) -> None:
+        """Refuse or adapt checkpoints of another kind, by whichever way they are loaded."""
+        adapt_state_dict(self, state_dict, prefix)
+        super()._load_from_state_dict(state_dict, prefix, *args, **kwargs)
+
+
+def _fix_init_scale(index: int) -> float:
+    return math.sqrt(2.0 * (index + 1))
+
+
+@torch.no_grad()
+def _init_shared_linear(
+    shared: SharedLinear, path: str, index: int, init_dense: Callable[..., None]
+) -> None:
+    """Initialise bias and dense rows of a layer and, in the first S layers, one atom per bank."""
+    like = next(iter(shared.banks.values())).atoms
+    dense = nn.Linear(
+        shared.in_features,
+        shared.out_features,
+        bias=shared.bias is not None,
+        device=like.device,
+        dtype=like.dtype,
+    )
+    init_dense(dense, path)
+    if shared.bias is not None:
+        shared.bias.copy_(dense.bias)
+    written: set[AtomBank] = set()
+    for name, rows in zip(shared.names, dense.weight.chunk(len(shared.names)), strict=True):
+        bank = shared.banks.get(name)
+        if bank is None:
+            getattr(shared, f'dense_{name}').copy_(rows)
+        elif index < bank.num_atoms and bank not in written:
+            bank.atoms[index].copy_(rows)
+            written.add(bank)
+
+
+def _parse_projections(projections: str | Sequence[str]) -> str:
+    letters = list(projections)
+    if not letters or len(set(letters)) != len(letters) or not set(letters) <= set(PROJECTIONS):
+        raise ValueError(
+            f'projections={projections!r} is not valid, expected different letters out of '
+            f"{PROJECTIONS!r}, e.g. 'qkvo' or 'qkv'"
+        )
+    return ''.join(name for name in PROJECTIONS if name in letters)
+
+
+def _parse_dictionaries(dictionaries: Sequence[str] | None, projections: str) -> dict[str, str]:
+    if dictionaries is None:
+        dictionaries = list(projections)
+    if isinstance(dictionaries, str) or sorted(''.join(dictionaries)) != sorted(projections):
+        raise ValueError(
+            f'dictionaries={dictionaries!r} is not valid, expected a list that names each shared '
+            f"projection ({projections!r}) once, e.g. ('qv', 'k', 'o') for a dictionary common to "
+            'q and v'
+        )
+    return {names: names for names in dictionaries}
+
+
+def _parse_coef(coef: Any, projections: str) -> dict[str, torch.Tensor]:
+    of_name = coef if isinstance(coef, Mapping) else dict.fromkeys(projections, coef)
+    return {name: torch.as_tensor(rows, dtype=torch.float32) for name, rows in of_name.items()}
+
+
+def _cfg(url: str = '', **kwargs: Any) -> dict[str, Any]:
+    return {
+        'url': url,
+        'num_classes': 1000,
+        'input_size': (3, 224, 224),
+        'pool_size': None,
+        'crop_pct': 0.9,
+        'interpolation': 'bicubic',
+        'fixed_input_size': True,
+        'mean': IMAGENET_INCEPTION_MEAN,
+        'std': IMAGENET_INCEPTION_STD,
+        'first_conv': 'patch_embed.proj',
+        'classifier': 'head',
+        'license': 'apache-2.0',
+        'paper_ids': 'arXiv:2508.04581',
+        'paper_name': 'Share Your Attention',
+        **kwargs,
+    }
+
+
+SIZES: dict[str, dict[str, Any]] = {
+    'tiny': {'embed_dim': 192, 'depth': 12, 'num_heads': 3},
+    'small': {'embed_dim': 384, 'depth': 12, 'num_heads': 6},
+    'base': {'embed_dim': 768, 'depth': 12, 'num_heads': 12},
+    'large': {'embed_dim': 1024, 'depth': 24, 'num_heads': 16},
+}
+"""Shapes of timm's `vit_<size>_patch16_224`."""
+
+SHARINGS: dict[str, dict[str, Any]] = {
+    **{f'masa_s{num}': {'num_atoms': num, 'projections': 'qkvo'} for num in (2, 4, 6, 8)},
+    'masa_qkv_s4': {'num_atoms': 4, 'projections': 'qkv'},
+}
+"""Suffix of a model's name -> what is shared."""
+
+default_cfgs = generate_default_cfgs(
+    {f'vit_{size}_{sharing}': _cfg() for size in SIZES for sharing in SHARINGS}
+)
+
+
+def dense_architecture(name: str) -> str:
+    """Return the timm architecture that a MASA architecture folds to.
+
+    ``vit_base_masa_s4`` -> ``vit_base_patch16_224``.
+    """
+    _, size, _ = name.split('_', 2)
+    return f'vit_{size}_patch16_224'
+
+
+def _create_vision_transformer_masa(
+    variant: str, pretrained: bool = False, **kwargs: Any
+) -> MasaVisionTransformer:
+    out_indices = kwargs.pop('out_indices', 3)
+    return build_model_with_cfg(
+        MasaVisionTransformer,
+        variant,
+        pretrained,
+        pretrained_filter_fn=checkpoint_filter_fn,
+        feature_cfg={'out_indices': out_indices, 'feature_cls': 'getter'},
+        **kwargs,
+    )
+
+
+def _register(size: str, sharing: str) -> None:
+    """Register ``vit_<size>_<sharing>`` and its short name, e.g. ``vit_b_masa_s4``."""
+    name = f'vit_{size}_{sharing}'
+    model_args = {'patch_size': 16, **SIZES[size], **SHARINGS[sharing]}
+
+    def create(pretrained: bool = False, **kwargs: Any) -> MasaVisionTransformer:
+        return _create_vision_transformer_masa(name, pretrained, **{**model_args, **kwargs})
+
+    def create_short(pretrained: bool = False, **kwargs: Any) -> MasaVisionTransformer:
+        return create(pretrained, **kwargs)
+
+    what = f'ViT-{size.capitalize()}/16, {sharing.replace("_", " ")}'
+    for fn, fn_name in ((create, name), (create_short, f'vit_{size[0]}_{sharing}')):
+        fn.__name__ = fn.__qualname__ = fn_name
+        fn.__doc__ = f'{what} (MASA, https://arxiv.org/abs/2508.04581).'
+        globals()[fn_name] = register_model(fn)
+
+
+for _size in SIZES:
+    for _sharing in SHARINGS:
+        _register(_size, _sharing)
