@@ -31,7 +31,7 @@ def bake(model: ModelT) -> ModelT:
                 block.coef = DirectCoefficients(block.coef.values()).train(block.training)
                 for module in block.modules():
                     if isinstance(module, SharedLinear):
-                        module.coef = block.coef
+                        module.draw_on(block.coef)
         masa.generator = None
         args = getattr(masa, '_model_args', None)  # timm's record of how to create this model again
         if args and args.get('coefficients') == 'mlp':

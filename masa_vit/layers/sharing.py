@@ -88,8 +88,8 @@ class SharedLinear(nn.Module):
         """The block's source of coefficients."""
         return self._coef[0]
 
-    @coef.setter
-    def coef(self, source: CoefficientSource) -> None:
+    def draw_on(self, source: CoefficientSource) -> None:
+        """Take the coefficients from another source, which the block must own."""
         self._coef = (source,)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
