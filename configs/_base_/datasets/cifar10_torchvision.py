@@ -1,0 +1,11 @@
+# CIFAR-10 as torchvision downloads it: 50,000 images to train on, its 10,000 test images as val.
+_base_ = './cifar10.py'
+
+_data = dict(
+    _delete_=True, type='TorchvisionDataset', name='CIFAR10', data_root='data', download=True
+)
+train_dataloader = dict(
+    dataset=dict(**_data, split='train', pipeline={{_base_.train_pipeline}}),
+)
+val_dataloader = dict(dataset=dict(**_data, split='val'))
+test_dataloader = val_dataloader

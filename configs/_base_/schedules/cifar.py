@@ -1,0 +1,17 @@
+# AdamW at 1e-3, linear warm-up over 700 steps (2 epochs), times a cosine that reaches zero where
+# training ends: train_cfg.max_epochs is all that a longer run changes.
+# 45,000 images / 128 a batch = 352 steps an epoch; 15 epochs = 5,280 steps: a first look.
+optim_wrapper = dict(
+    type='OptimWrapper',
+    constructor='LayerDecayOptimWrapperConstructor',
+    optimizer=dict(type='AdamW', lr=1e-3, weight_decay=0.05),
+    clip_grad=dict(max_norm=1.0),
+)
+auto_scale_lr = dict(base_batch_size=128, enable=False)
+param_scheduler = [
+    dict(type='LinearLR', start_factor=0.01, by_epoch=False, end=700),  # iterations
+    dict(type='CosineAnnealingLR', eta_min=0.0, by_epoch=True, convert_to_iter_based=True),
+]
+train_cfg = dict(by_epoch=True, max_epochs=15, val_interval=1)
+val_cfg = dict()
+test_cfg = dict()

@@ -1,0 +1,256 @@
+"""The command `masa-vit`: train, test, predict, inspect, compare."""
+
+from __future__ import annotations
+
+import argparse
+import os
+import sys
+import traceback
+from collections.abc import Callable, Sequence
+from typing import Any
+
+_EXAMPLES = {
+    'train': """examples:
+  masa-vit train masa_vit::cls/vit_tiny_masa_s4_digits.py
+  masa-vit train my_config.py --work-dir work_dirs/a --cfg-options train_cfg.max_epochs=5
+  masa-vit train my_config.py --work-dir work_dirs/a --resume
+  torchrun --nproc-per-node 2 tools/train.py my_config.py --launcher pytorch""",
+    'test': """examples:
+  masa-vit test my_config.py work_dirs/a/epoch_15.pth
+  masa-vit test my_config.py epoch_15.pth --cfg-options val_dataloader.batch_size=64""",
+    'predict': """examples:
+  masa-vit predict my_config.py epoch_15.pth cat.jpg photos/ 'more/*.png'
+  masa-vit predict my_config.py epoch_15.pth photos/ --topk 3 --out predictions.json""",
+    'inspect': """examples:
+  masa-vit inspect work_dirs/a/epoch_15.pth --out atoms/
+  masa-vit inspect vit_base_masa_s4 --out atoms/""",
+    'compare': """examples:
+  masa-vit compare masa_vit::cls/vit_tiny_masa_s4_digits.py masa_vit::cls/vit_tiny_dense_digits.py
+  masa-vit compare a.py b.py --work-dir work_dirs/pair --resume""",
+}
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the command line.
+
+    Returns:
+        0 when all went well, 1 after an error (told on stderr), 2 after wrong arguments.
+    """
+    arguments = list(sys.argv[1:] if argv is None else argv)
+    show_traceback = os.environ.get('MASA_VIT_TRACEBACK', '') not in ('', '0')
+    try:
+        parser, parsers = _parser()
+        command = next((a for a in arguments if a in parsers), None)
+        if command:
+            _COMMANDS[command][1](parsers[command])
+        args = parser.parse_args(arguments)
+        show_traceback |= args.traceback
+        return args.run(args)
+    except SystemExit as stop:  # argparse: 0 after --help, 2 after wrong arguments
+        return stop.code if isinstance(stop.code, int) else 1
+    except KeyboardInterrupt:
+        print('\ninterrupted; go on with --resume', file=sys.stderr)
+        return 130
+    except Exception as error:
+        if show_traceback:
+            traceback.print_exc()
+        else:
+            print(f'masa-vit: error: {_message(error)}', file=sys.stderr)
+            if not isinstance(error, (ValueError, OSError, ImportError)):
+                print('(--traceback shows where)', file=sys.stderr)
+        return 1
+
+
+def _message(error: BaseException) -> str:
+    text = str(error.args[0]) if isinstance(error, KeyError) and error.args else str(error)
+    known = isinstance(error, (ValueError, FileNotFoundError, ImportError))
+    return text if known and text else f'{type(error).__name__}: {text}'
+
+
+def _parser() -> tuple[argparse.ArgumentParser, dict[str, argparse.ArgumentParser]]:
+    parser = argparse.ArgumentParser(
+        prog='masa-vit', description='Vision transformers whose attention shares weights (MASA).'
+    )
+    commands = parser.add_subparsers(dest='command', required=True, metavar='COMMAND')
+    parsers = {}
+    for name, (description, _, run) in _COMMANDS.items():
+        parsers[name] = commands.add_parser(
+            name,
+            help=description,
+            description=description,
+            epilog=_EXAMPLES[name],
+            formatter_class=argparse.RawDescriptionHelpFormatter,
+        )
+        parsers[name].add_argument(
+            '--traceback', action='store_true', help='show the traceback of an error'
+        )
+        parsers[name].set_defaults(run=run)
+    return parser, parsers
+
+
+def _add_cfg_options(parser: argparse.ArgumentParser) -> None:
+    from mmengine.config import DictAction
+
+    from masa_vit import engine  # noqa: F401  says which extra is missing
+
+    parser.add_argument(
+        '--cfg-options',
+        nargs='+',
+        action=DictAction,
+        metavar='KEY=VALUE',
+        help='overrides, e.g. train_cfg.max_epochs=5 optim_wrapper.optimizer.lr=1e-3',
+    )
+
+
+def _add_launcher(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        '--launcher',
+        choices=['none', 'pytorch', 'slurm', 'mpi'],
+        default='none',
+        help='how the processes were started; pytorch: by torchrun',
+    )
+
+
+def _add_training(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument('--amp', action='store_true', help='mixed precision')
+    parser.add_argument('--seed', type=int, help='of all random numbers')
+    parser.add_argument(
+        '--auto-scale-lr',
+        action='store_true',
+        help='scale the learning rate by batch size over auto_scale_lr.base_batch_size',
+    )
+    _add_cfg_options(parser)
+
+
+def _train_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument('config', help='path, or masa_vit::cls/<name>.py')
+    parser.add_argument('--work-dir', help='outputs (default: work_dirs/<config name>)')
+    parser.add_argument(
+        '--resume',
+        nargs='?',
+        const='auto',
+        metavar='auto|PATH',
+        help="go on from the work dir's last checkpoint, or from PATH",
+    )
+    _add_launcher(parser)
+    _add_training(parser)
+
+
+def _test_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument('config', help='path, or masa_vit::cls/<name>.py')
+    parser.add_argument('checkpoint', help='a file that training wrote')
+    parser.add_argument('--work-dir', help='logs (default: work_dirs/<config name>)')
+    _add_launcher(parser)
+    _add_cfg_options(parser)
+
+
+def _predict_arguments(parser: argparse.ArgumentParser) -> None:
+    from masa_vit.cls import predict
+
+    predict.add_arguments(parser)
+
+
+def _inspect_arguments(parser: argparse.ArgumentParser) -> None:
+    from masa_vit.analysis import inspect_atoms
+
+    inspect_atoms.add_arguments(parser)
+
+
+def _compare_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument('configs', nargs='+', metavar='CONFIG', help='two or more configs')
+    parser.add_argument('--work-dir', help='outputs (default: work_dirs/compare_<time>)')
+    parser.add_argument(
+        '--resume', action='store_true', help='skip finished trainings, go on with the others'
+    )
+    _add_training(parser)
+
+
+def _train(args: argparse.Namespace) -> int:
+    from masa_vit.engine import train
+
+    summary = train(
+        args.config,
+        args.work_dir,
+        resume=args.resume,
+        amp=args.amp,
+        seed=args.seed,
+        auto_scale_lr=args.auto_scale_lr,
+        launcher=args.launcher,
+        cfg_options=args.cfg_options,
+    )
+    if _is_rank_0():
+        _print_outputs(summary)
+    return 0
+
+
+def _is_rank_0() -> bool:
+    return os.environ.get('RANK', '0') == '0'  # the process group is gone by now
+
+
+def _print_outputs(summary: dict[str, Any]) -> None:
+    for name, values in summary['metrics'].items():
+        best = f'best {values["best"]:.4g}, epoch {values["best_epoch"]}'
+        print(f'{name}: {values["last"]:.4g} ({best})')
+    for name, path in summary.get('checkpoints', {}).items():
+        print(f'{name + " checkpoint:":17}{path}')
+    print(f'{"tensorboard:":17}tensorboard --logdir {summary["tensorboard"]}')
+    print(f'{"summary:":17}{summary["summary"]}')
+
+
+def _test(args: argparse.Namespace) -> int:
+    from masa_vit.engine import test
+
+    metrics = test(
+        args.config,
+        args.checkpoint,
+        args.work_dir,
+        launcher=args.launcher,
+        cfg_options=args.cfg_options,
+    )
+    if _is_rank_0():
+        for name, value in metrics.items():
+            print(f'{name}: {value:.6g}' if isinstance(value, float) else f'{name}: {value}')
+    return 0
+
+
+def _predict(args: argparse.Namespace) -> int:
+    from masa_vit.cls import predict
+
+    return predict.run(args)
+
+
+def _inspect(args: argparse.Namespace) -> int:
+    from masa_vit.analysis import inspect_atoms
+
+    return inspect_atoms.run(args)
+
+
+def _compare(args: argparse.Namespace) -> int:
+    from masa_vit.engine.compare import compare
+
+    compare(
+        args.configs,
+        args.work_dir,
+        resume=args.resume,
+        amp=args.amp,
+        seed=args.seed,
+        auto_scale_lr=args.auto_scale_lr,
+        cfg_options=args.cfg_options,
+    )
+    return 0
+
+
+# name: (help, adds the arguments, runs); the arguments of the command called are added alone,
+# so that `masa-vit inspect` needs no mmengine
+_Add = Callable[[argparse.ArgumentParser], None]
+_Run = Callable[[argparse.Namespace], int]
+_COMMANDS: dict[str, tuple[str, _Add, _Run]] = {
+    'train': ('train a config', _train_arguments, _train),
+    'test': ('evaluate a checkpoint', _test_arguments, _test),
+    'predict': ('classify images with a checkpoint', _predict_arguments, _predict),
+    'inspect': ('look at the atoms and coefficients of a model', _inspect_arguments, _inspect),
+    'compare': ('train several configs and print a table', _compare_arguments, _compare),
+}
+
+if __name__ == '__main__':
+    sys.exit(main())

@@ -1,0 +1,27 @@
+"""Image classification on mmengine: classifier, datasets, transforms, accuracy, prediction.
+
+Needs the ``train`` extra. Importing it registers its classes with mmengine.
+"""
+
+from .classifier import ImageClassifier
+from .datasets import Digits, ImageDataset, ImageFolder, ImageNet, TorchvisionDataset
+from .hooks import NumClassesCheckHook, SkippedImagesHook
+from .metrics import Accuracy
+from .preprocessor import ImagePreprocessor
+from .transforms import Albumentations, TimmTransform, TorchvisionTransform
+
+__all__ = [
+    'Accuracy',
+    'Albumentations',
+    'Digits',
+    'ImageClassifier',
+    'ImageDataset',
+    'ImageFolder',
+    'ImageNet',
+    'ImagePreprocessor',
+    'NumClassesCheckHook',
+    'SkippedImagesHook',
+    'TimmTransform',
+    'TorchvisionDataset',
+    'TorchvisionTransform',
+]

@@ -1,0 +1,169 @@
+"""Any timm model as a classifier that mmengine's Runner trains."""
+
+from __future__ import annotations
+
+import difflib
+import inspect
+import logging
+import re
+from typing import Any
+
+import timm
+import torch
+import torch.nn.functional as F
+from mmengine.logging import print_log
+from mmengine.model import BaseModel
+from mmengine.registry import MODELS
+from timm.data.mixup import Mixup, mixup_target
+from timm.models.vision_transformer import VisionTransformer
+from torch import Tensor, nn
+
+import masa_vit  # noqa: F401  registers our names with timm
+
+__all__ = ['ImageClassifier']
+
+
+@MODELS.register_module()
+class ImageClassifier(BaseModel):
+    """A timm model with the losses and predictions of classification.
+
+    A configuration of a MASA model and one of its dense twin differ in ``model_name`` only.
+
+    Args:
+        model_name: a name that timm knows, ours or any other.
+        num_classes: size of the head.
+        model_args: further arguments of ``timm.create_model``: ``img_size``, ``embed_dim``,
+            ``drop_path_rate``, ``num_atoms``...
+        label_smoothing: in [0, 1).
+        mixup: arguments of ``timm.data.Mixup``: ``mixup_alpha``, ``cutmix_alpha``, ``prob``...
+        init_from: weights to start training from (fine-tuning): the path of a checkpoint, or a
+            timm model's name for that model's pretrained weights.
+        grad_checkpointing: recompute activations in the backward pass: less memory, more time.
+        data_preprocessor: default: :class:`ImagePreprocessor` with ImageNet's mean and std.
+    """
+
+    def __init__(
+        self,
+        model_name: str,
+        num_classes: int,
+        model_args: dict | None = None,
+        label_smoothing: float = 0.0,
+        mixup: dict | None = None,
+        init_from: str | None = None,
+        grad_checkpointing: bool = False,
+        data_preprocessor: dict | nn.Module | None = None,
+    ):
+        super().__init__(data_preprocessor=data_preprocessor or {'type': 'ImagePreprocessor'})
+        if not isinstance(num_classes, int) or num_classes < 1:
+            raise ValueError(f'num_classes expects a positive integer, got {num_classes!r}')
+        if not 0.0 <= label_smoothing < 1.0:
+            raise ValueError(f'label_smoothing expects a number in [0, 1), got {label_smoothing}')
+        self.num_classes = num_classes
+        self.label_smoothing = label_smoothing
+        self.init_from = init_from
+        self.model = _create_model(model_name, num_classes, dict(model_args or {}))
+        self.mixup = _create_mixup(mixup, label_smoothing, num_classes) if mixup else None
+        if grad_checkpointing:
+            self.model.set_grad_checkpointing()
+
+    def init_weights(self) -> None:
+        """Load ``init_from``; called once by the Runner before training.
+
+        timm has initialised the model at creation. The base class would call ``init_weights`` of
+        the timm model again, so it is not called here.
+        """
+        if self.init_from:
+            from masa_vit.models import load_weights
+
+            report = load_weights(self.model, self.init_from)
+            level = logging.WARNING if report.missing else logging.INFO
+            print_log(f'initial weights from {self.init_from}:\n{report}', 'current', level)
+
+    def group_models(self) -> dict[str, nn.Module]:
+        """Submodules, by name, that know the optimizer groups of their parameters."""
+        return {'model': self.model}
+
+    def forward(
+        self, inputs: Tensor, targets: Tensor | None = None, mode: str = 'tensor'
+    ) -> Tensor | dict[str, Tensor] | list[dict[str, Tensor]]:
+        """Classify images (B, 3, H, W), with class indices ``targets`` (B,) in mode ``'loss'``.
+
+        Returns:
+            by ``mode``: ``'tensor'``: logits (B, classes); ``'loss'``: ``loss``, and ``top1`` of
+            the batch in percent where its images are not mixed; ``'predict'``: one
+            ``dict(logits=(classes,))`` in float32 an image.
+        """
+        if mode == 'tensor':
+            return self.model(inputs)
+        if mode == 'predict':
+            return [{'logits': logits} for logits in self.model(inputs).float()]
+        if mode != 'loss':
+            raise ValueError(f"mode expects 'tensor', 'loss' or 'predict', got {mode!r}")
+        if targets is None:
+            raise ValueError("mode='loss' needs targets")
+        if self.mixup is not None:
+            inputs, soft_targets = self._mix(inputs, targets)
+            return {'loss': F.cross_entropy(self.model(inputs).float(), soft_targets)}
+        logits = self.model(inputs).float()
+        loss = F.cross_entropy(logits, targets, label_smoothing=self.label_smoothing)
+        top1 = 100.0 * (logits.detach().argmax(dim=1) == targets).float().mean()
+        return {'loss': loss, 'top1': top1}
+
+    def _mix(self, inputs: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
+        """Mix the images in place and return them with soft targets (B, classes).
+
+        timm's Mixup takes even batches only: the last image of an odd one stays as it is.
+        """
+        assert self.mixup is not None
+        even = len(inputs) // 2 * 2
+        mixed, soft = self.mixup(inputs[:even], targets[:even])
+        if even < len(inputs):
+            mixed = torch.cat([mixed, inputs[even:]])
+            last = mixup_target(targets[even:], self.num_classes, 1.0, self.label_smoothing)
+            soft = torch.cat([soft, last])
+        return mixed, soft
+
+
+def _create_model(name: str, num_classes: int, args: dict[str, Any]) -> Any:
+    """``timm.create_model``, with errors that a config's author can act on."""
+    # 'hf-hub:' and 'local-dir:' names are timm's to resolve
+    if ':' not in name and not timm.is_model(name):
+        close = difflib.get_close_matches(name, timm.list_models(), n=5)
+        raise ValueError(
+            f'unknown model_name {name!r}; closest names: {", ".join(close) or "none"}. '
+            "See timm.list_models('*masa*') and timm.list_models('vit_*')."
+        )
+    if 'num_classes' in args:
+        raise ValueError('num_classes belongs beside model_args, not into it')
+    if taken := {'pretrained', 'checkpoint_path'} & set(args):
+        raise ValueError(
+            f'model_args has {sorted(taken)}; initial weights are chosen by init_from, beside '
+            'model_args: a path, or the name of a timm model with pretrained weights'
+        )
+    try:
+        return timm.create_model(name, num_classes=num_classes, **args)
+    except TypeError as error:
+        found = re.search(r"unexpected keyword argument '(\w+)'", str(error))
+        if not found:
+            raise ValueError(f'model_args of {name!r}: {error}; got {args}') from error
+        known = inspect.signature(VisionTransformer).parameters
+        close = difflib.get_close_matches(found[1], known, n=3)
+        raise ValueError(
+            f'model_args of {name!r}: the model takes no {found[1]!r}'
+            + (f'; did you mean {" or ".join(close)}?' if close else '')
+        ) from error
+    except AssertionError as error:  # timm's way to refuse sizes
+        raise ValueError(f'model_args of {name!r}: {error}; got {args}') from error
+
+
+def _create_mixup(args: dict, label_smoothing: float, num_classes: int) -> Mixup:
+    if taken := {'label_smoothing', 'num_classes'} & set(args):
+        raise ValueError(f'mixup has {sorted(taken)}; set it beside mixup, once for the model')
+    try:
+        mixup = Mixup(**args, label_smoothing=label_smoothing, num_classes=num_classes)
+    except TypeError as error:
+        known = ', '.join(inspect.signature(Mixup).parameters)
+        raise ValueError(f'mixup: {error}; timm.data.Mixup takes {known}') from error
+    if mixup.mixup_alpha <= 0 and mixup.cutmix_alpha <= 0:
+        raise ValueError('mixup mixes nothing: set mixup_alpha or cutmix_alpha above 0')
+    return mixup

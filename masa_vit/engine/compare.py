@@ -1,0 +1,183 @@
+"""Train configs one after another and set their results side by side."""
+
+from __future__ import annotations
+
+import json
+import math
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from masa_vit.engine.config import load_config
+from masa_vit.engine.files import (
+    LAST_CHECKPOINT,
+    SUMMARY,
+    check_work_dir_free,
+    read_checkpoint,
+    write_atomically,
+)
+from masa_vit.engine.train import train
+
+CAVEAT = 'One run each, one seed: a difference inside the +- ranks nothing; run several seeds.'
+
+
+def compare(
+    configs: Sequence[str | Path],
+    work_dir: str | Path | None = None,
+    *,
+    resume: bool = False,
+    metric: str | None = None,
+    **train_options: Any,
+) -> list[dict[str, Any]]:
+    """Train configs by `train`, each in `work_dir/<name of the config>`, and print a table.
+
+    Writes `compare.json` and `compare.md` into the work dir, and, for every model with sharing,
+    `<name>/coefficients.png`.
+
+    Args:
+        configs: paths or `masa_vit::...` names, with different file names.
+        work_dir: by default `work_dirs/compare_<time>`.
+        resume: take finished trainings as they are and continue the others.
+        metric: the column shown; by default the first whose name ends in top1, else the first.
+        **train_options: passed to `train` (amp, seed, auto_scale_lr, cfg_options).
+
+    Returns:
+        A row per config.
+
+    Raises:
+        ValueError: two configs of one name, a work dir that holds other runs, and what `train`
+            raises.
+    """
+    work_dir = Path(work_dir or f'work_dirs/compare_{time.strftime("%Y%m%d_%H%M%S")}').resolve()
+    folders = {work_dir / Path(str(config).rpartition('::')[2]).stem: config for config in configs}
+    if len(folders) < len(configs):
+        raise ValueError(
+            f'compare: the configs {[str(c) for c in configs]} have file names in common; each '
+            'needs a name of its own, for its folder and its row.'
+        )
+    for folder, config in folders.items():  # before hours are spent
+        load_config(config, train_options.get('cfg_options'))
+        if not resume:
+            check_work_dir_free(folder)
+
+    rows = []
+    for number, (folder, config) in enumerate(folders.items(), 1):
+        print(f'--- {number}/{len(folders)}: {config}', flush=True)
+        summary = _summary_of(folder) if resume else None
+        if summary is None or not summary['finished']:
+            started = resume and (folder / LAST_CHECKPOINT).exists()
+            summary = train(config, folder, resume='auto' if started else None, **train_options)
+        rows.append(_row(folder, str(config), summary, metric))
+
+    write_atomically(work_dir / 'compare.json', json.dumps(rows, indent=2) + '\n')
+    write_atomically(work_dir / 'compare.md', _markdown(rows))
+    _print(rows, work_dir)
+    return rows
+
+
+def _summary_of(folder: Path) -> dict[str, Any] | None:
+    path = folder / SUMMARY
+    return json.loads(path.read_text(encoding='utf-8')) if path.is_file() else None
+
+
+def _row(folder: Path, config: str, summary: dict[str, Any], metric: str | None) -> dict[str, Any]:
+    metrics = summary['metrics']
+    name = metric or next((m for m in metrics if m.endswith('top1')), next(iter(metrics), None))
+    value = metrics[name]['last'] if name in metrics else None
+    parameters = summary['parameters']
+    checkpoints = summary.get('checkpoints', {})
+    return {
+        'name': folder.name,
+        'config': config,
+        'seed': summary['seed'],
+        'commit': summary['commit'],
+        'metric': name,
+        'value': value,
+        'half_width': _half_width(name, value, summary['samples'].get('val')),
+        'attention_parameters': parameters.get('attention'),
+        'total_parameters': parameters['total'],
+        'seconds_per_epoch': summary['seconds']['epoch'],
+        'checkpoint': checkpoints.get('best') or checkpoints.get('last'),
+        'tensorboard': summary['tensorboard'],
+        'coefficients': _draw_coefficients(folder, checkpoints.get('last')),
+    }
+
+
+def _half_width(name: str | None, value: float | None, samples: int | None) -> float | None:
+    """Half of the 95 % interval (normal approximation) of an accuracy in percent."""
+    if name is None or value is None or not samples or 'top' not in name:
+        return None
+    p = min(max(value / 100, 0.0), 1.0)
+    return 100 * 1.96 * math.sqrt(p * (1 - p) / samples)
+
+
+def _draw_coefficients(folder: Path, checkpoint: str | None) -> str | None:
+    """Draw C of a checkpoint's model; None when it shares nothing."""
+    from mmengine.config import Config
+    from mmengine.registry import MODELS
+
+    from masa_vit import analysis
+
+    if checkpoint is None:
+        return None
+    loaded = read_checkpoint(checkpoint)
+    cfg = Config.fromstring(loaded['meta']['cfg'], file_format='.py')
+    model_cfg = cfg.model.copy()
+    model_cfg.pop('init_from', None)
+    model = MODELS.build(model_cfg)
+    model.load_state_dict(loaded['state_dict'], strict=False)
+    coefficients = analysis.coefficients(model)
+    if not coefficients:
+        return None
+    path = folder / 'coefficients.png'
+    analysis.plot_coefficients(coefficients, title=folder.name).savefig(path, dpi=120)
+    return str(path)
+
+
+_HEADER = ('name', 'accuracy', 'attention parameters', 'total parameters', 'seconds per epoch')
+
+
+def _cells(row: dict[str, Any]) -> tuple[str, ...]:
+    value = '-' if row['value'] is None else f'{row["value"]:.2f}'
+    if row['half_width'] is not None:
+        value += f' +- {row["half_width"]:.1f}'
+    seconds = row['seconds_per_epoch']
+    return (
+        row['name'],
+        value,
+        '-' if row['attention_parameters'] is None else f'{row["attention_parameters"]:,}',
+        f'{row["total_parameters"]:,}',
+        '-' if seconds is None else f'{seconds:.1f}',
+    )
+
+
+def _markdown(rows: list[dict[str, Any]]) -> str:
+    lines = [_HEADER, ('---', *['---:'] * (len(_HEADER) - 1)), *map(_cells, rows)]
+    table = '\n'.join('| ' + ' | '.join(line) + ' |' for line in lines)
+    runs = '\n'.join(
+        f'- {r["name"]}: config `{r["config"]}`, seed {r["seed"]}, commit {r["commit"]}'
+        for r in rows
+    )
+    return f'{table}\n\n{CAVEAT}\n\n{runs}\n'
+
+
+def _print(rows: list[dict[str, Any]], work_dir: Path) -> None:
+    from rich.console import Console
+    from rich.table import Table
+
+    console = Console(soft_wrap=True)
+    metric = rows[0]['metric'] or _HEADER[1]
+    table = Table(title='last epoch; +-: binomial, 95 %')
+    table.add_column(_HEADER[0], no_wrap=True)
+    for column in (metric, *_HEADER[2:]):
+        table.add_column(column, justify='right')
+    for row in rows:
+        table.add_row(*_cells(row))
+    console.print(table)
+    console.print(CAVEAT)
+    for row in rows:
+        for key in ('checkpoint', 'tensorboard', 'coefficients'):
+            if row[key]:
+                console.print(f'{row["name"]} {key}: {row[key]}', markup=False, highlight=False)
+    console.print(f'table: {work_dir / "compare.md"}', markup=False, highlight=False)

@@ -1,0 +1,215 @@
+"""Configs: found, merged with overrides, and checked for mistyped keys."""
+
+from __future__ import annotations
+
+import difflib
+import inspect
+import re
+import warnings
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import mmengine.registry
+from mmengine.config import Config
+from mmengine.config.config import ConfigParsingError
+from mmengine.registry import Registry
+from mmengine.runner import Runner as _Runner
+
+PACKAGE = 'masa_vit'
+
+# Keys that mmengine and its family read from a config beside the Runner's own parameters.
+_EXTRA_KEYS = {
+    'activation_checkpointing', 'compile', 'custom_imports', 'efficient_conv_bn_eval',
+    'find_unused_parameters', 'model_wrapper_cfg', 'sync_bn', 'tta_model', 'tta_pipeline',
+    'train_pipeline', 'val_pipeline', 'test_pipeline', 'dataset_type', 'data_root', 'backend_args',
+    'metainfo', 'train_dataset', 'val_dataset', 'test_dataset', 'vis_backends', 'norm_cfg',
+    'albu_transforms', 'fp16',
+}  # fmt: skip
+KNOWN_KEYS = (set(inspect.signature(_Runner.__init__).parameters) - {'self', 'cfg'}) | _EXTRA_KEYS
+
+
+def config_root() -> Path:
+    """The folder of the shipped configs: in a wheel, or beside the package in a checkout."""
+    package = Path(__file__).resolve().parents[1]
+    for folder in (package / '.mim' / 'configs', package.parent / 'configs'):
+        if folder.is_dir():
+            return folder
+    raise FileNotFoundError(
+        f'the configs of {PACKAGE} were found neither in {str(package / ".mim")!r} nor beside the '
+        'package; install the package again.'
+    )
+
+
+def resolve_config(path: str | Path) -> Path:
+    """The file that a path or `masa_vit::cls/x.py` names.
+
+    Raises:
+        FileNotFoundError: there is no such file; names similar ones.
+    """
+    text = str(path)
+    package, separator, name = text.partition('::')
+    file = config_root() / name if separator and package == PACKAGE else Path(text)
+    if file.is_file():
+        return file
+    known = {p.name: p for p in sorted(config_root().rglob('*.py')) if '_base_' not in p.parts}
+    close = difflib.get_close_matches(file.name, known, n=3, cutoff=0.5)
+    hint = ''.join(
+        f'\n  {PACKAGE}::{known[c].relative_to(config_root()).as_posix()}' for c in close
+    )
+    raise FileNotFoundError(
+        f'config {text!r} does not exist; expected a file or the name of a shipped config such as '
+        f'{PACKAGE}::cls/<name>.py.' + (f' Similar shipped configs:{hint}' if hint else '')
+    )
+
+
+_mmengine_cfg_path = Config._get_cfg_path
+
+
+def _get_cfg_path(cfg_path: str, filename: str) -> tuple[str, str | None]:
+    if cfg_path.startswith(f'{PACKAGE}::'):
+        # No scope: what the package registers, it registers in mmengine's own registries.
+        return str(resolve_config(cfg_path)), None
+    return _mmengine_cfg_path(cfg_path, filename)
+
+
+# mmengine finds `_base_ = 'package::...'` for packages that OpenMIM installed (it wants a
+# model-index.yml, and knows no checkout); for ours, and ours only, it asks the function above.
+Config._get_cfg_path = staticmethod(_get_cfg_path)
+
+
+def load_config(config: str | Path | Config, cfg_options: dict[str, Any] | None = None) -> Config:
+    """Load a config, apply overrides, and refuse mistyped top-level keys.
+
+    A key is known when the Runner or its family reads it. A key that merely resembles a known
+    one is an error, as is any unknown key that an override would create; other unknown keys are
+    the user's variables (a dict among them causes a warning, for it may be meant for the
+    Runner). Names with a leading underscore are never looked at.
+
+    Args:
+        config: path, `masa_vit::cls/x.py`, or a loaded config (which is copied).
+        cfg_options: overrides by dotted key, e.g. `{'train_cfg.max_epochs': 2}`.
+
+    Returns:
+        The config.
+
+    Raises:
+        FileNotFoundError: there is no such config, or a base of it is missing.
+        ValueError: the config does not parse, or a key is mistyped.
+    """
+    if isinstance(config, Config):
+        cfg = config.copy()
+    else:
+        file = resolve_config(config)
+        try:
+            cfg = Config.fromfile(str(file))
+        except (SyntaxError, NameError, KeyError, AttributeError, ConfigParsingError) as error:
+            raise ValueError(
+                f'config {str(config)!r} cannot be loaded: {type(error).__name__}: {error}'
+            ) from error
+    if cfg_options:
+        before = set(cfg)
+        try:
+            cfg.merge_from_dict(cfg_options)
+        except (KeyError, TypeError, IndexError, AttributeError, AssertionError) as error:
+            raise ValueError(f'--cfg-options {cfg_options}: {error}') from error
+        for key in set(cfg) - before - KNOWN_KEYS:
+            given = next(k for k in cfg_options if k.split('.')[0] == key)
+            raise ValueError(
+                f'--cfg-options {given}: the config has no key {key!r}{_did_you_mean(key)}. '
+                f'Its keys: {", ".join(sorted(before))}.'
+            )
+    _check_keys(cfg)
+    return cfg
+
+
+def _check_keys(cfg: Config) -> None:
+    for key, value in cfg.items():
+        if key in KNOWN_KEYS or key.startswith('_') or inspect.isclass(value):
+            continue
+        hint = _did_you_mean(key)
+        if hint:
+            raise ValueError(
+                f'config {cfg.filename or ""}: unknown key {key!r}{hint} If it is a variable of '
+                f'your own, begin its name with an underscore: _{key}.'
+            )
+        if isinstance(value, dict):
+            warnings.warn(
+                f'config {cfg.filename or ""}: the key {key!r} is read by nobody here; a variable '
+                f'of your own is better named _{key}.',
+                stacklevel=3,
+            )
+
+
+def _did_you_mean(key: str) -> str:
+    close = difflib.get_close_matches(key, KNOWN_KEYS, n=1, cutoff=0.8)
+    return f'; did you mean {close[0]!r}?' if close else ''
+
+
+def explain_build_error(error: Exception, cfg: Config) -> str | None:
+    """Say in terms of the config what a failed build complained of.
+
+    Args:
+        error: what mmengine or a class in the config raised.
+        cfg: the config that was being built.
+
+    Returns:
+        A message that names the place in the config, or None when the error is of another kind.
+    """
+    text = str(error.args[0]) if error.args else ''
+    if match := re.search(
+        r'(\w+)(?:\.__init__)?\(\) got an unexpected keyword argument \'(\w+)\'', text
+    ):
+        name, argument = match.groups()
+        for place, node in _walk(cfg):
+            if argument in node and _type_name(node) in (name, None):
+                options = _parameters(name)
+                close = difflib.get_close_matches(argument, options, n=1)
+                hint = f'; did you mean {close[0]!r}?' if close else ''
+                accepted = f' It takes: {", ".join(options)}.' if options else ''
+                return f'config: {place}.{argument}: {name} has no such argument{hint}.{accepted}'
+    if match := re.search(r'^(\S+) is not in the (\S+)::(\w[\w ]*) registry', text):
+        name, _, registry = match.groups()
+        place = next((p for p, node in _walk(cfg) if _type_name(node) == name), '')
+        names = _registered(registry)
+        close = difflib.get_close_matches(name, names, n=3)
+        hint = f' Did you mean {" or ".join(close)}?' if close else ''
+        return (
+            f'config: {place}.type: no {registry} is called {name!r}.{hint} If it is your own, '
+            "name its module in custom_imports = dict(imports=['my.module'])."
+        )
+    return None
+
+
+def _walk(node: Any, place: str = '') -> Iterator[tuple[str, dict[str, Any]]]:
+    if isinstance(node, (dict, Config)):
+        if place:
+            yield place, dict(node.items())
+        for key, value in node.items():
+            yield from _walk(value, f'{place}.{key}' if place else str(key))
+    elif isinstance(node, (list, tuple)):
+        for index, value in enumerate(node):
+            yield from _walk(value, f'{place}[{index}]')
+
+
+def _type_name(node: dict[str, Any]) -> str | None:
+    kind = node.get('type')
+    return kind.rpartition('.')[2] if isinstance(kind, str) else getattr(kind, '__name__', None)
+
+
+def _registries() -> list[Registry]:
+    return [r for r in vars(mmengine.registry).values() if isinstance(r, Registry)]
+
+
+def _registered(registry: str) -> list[str]:
+    return [name for r in _registries() if r.name == registry for name in r.module_dict]
+
+
+def _parameters(class_name: str) -> list[str]:
+    for registry in _registries():
+        if found := registry.module_dict.get(class_name):
+            parameters = inspect.signature(found).parameters.values()
+            return [
+                p.name for p in parameters if p.kind in (p.POSITIONAL_OR_KEYWORD, p.KEYWORD_ONLY)
+            ]
+    return []

@@ -1,0 +1,17 @@
+"""Hooks of a run, registered in mmengine's HOOKS."""
+
+from masa_vit.engine.hooks.checkpoint import SafeCheckpointHook
+from masa_vit.engine.hooks.coefficients import CoefficientHook
+from masa_vit.engine.hooks.parameters import ParameterTableHook
+from masa_vit.engine.hooks.progress import ProgressHook
+from masa_vit.engine.hooks.seed import EpochSeedHook
+from masa_vit.engine.hooks.summary import SummaryHook
+
+__all__ = [
+    'CoefficientHook',
+    'EpochSeedHook',
+    'ParameterTableHook',
+    'ProgressHook',
+    'SafeCheckpointHook',
+    'SummaryHook',
+]

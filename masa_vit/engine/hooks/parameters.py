@@ -1,0 +1,50 @@
+"""The table of parameters, once, before training."""
+
+from __future__ import annotations
+
+from typing import Any, cast
+
+from mmengine.hooks import Hook
+from mmengine.model import is_model_wrapper
+from mmengine.registry import HOOKS
+from torch import nn
+
+
+def unwrap(model: nn.Module) -> nn.Module:
+    """The model without mmengine's distributed wrapper."""
+    return cast(nn.Module, model.module) if is_model_wrapper(model) else model
+
+
+def count_parameters(model: nn.Module) -> dict[str, int]:
+    """Parameters of a model: attention and all, as they are and as they would be dense.
+
+    Returns:
+        The integers of `masa_vit.analysis.ParameterCounts`, or `total` alone for a model that it
+        does not understand.
+    """
+    from masa_vit import analysis
+
+    model = unwrap(model)
+    try:
+        counts = analysis.count_parameters(model)
+    except (AttributeError, TypeError, ValueError):
+        return {'total': sum(p.numel() for p in model.parameters())}
+    names = ('attention', 'total', 'dense_attention', 'dense_total')
+    return {name: int(getattr(counts, name)) for name in names}
+
+
+@HOOKS.register_module()
+class ParameterTableHook(Hook):
+    """Logs the parameters of attention and of the model, shared and dense, before training."""
+
+    def before_train(self, runner: Any) -> None:
+        """Log the table."""
+        counts = count_parameters(runner.model)
+        if not counts.get('dense_attention'):
+            runner.logger.info(f'Parameters: {counts["total"]:,}')
+            return
+        lines = [f'{"":10}{"this model":>14}{"dense":>14}{"saved":>8}']
+        for name in ('attention', 'total'):
+            here, dense = counts[name], counts[f'dense_{name}']
+            lines.append(f'{name:10}{here:14,}{dense:14,}{1 - here / dense:8.1%}')
+        runner.logger.info('Parameters (attention: weights of q, k, v, o):\n' + '\n'.join(lines))

@@ -1,0 +1,91 @@
+"""Atomic writes, checkpoints that can be read, work dirs that are free."""
+
+import os
+import stat
+
+import pytest
+import torch
+
+from masa_vit.engine import files
+
+
+def test_write_atomically_replaces_and_leaves_nothing_beside(tmp_path):
+    path = tmp_path / 'new' / 'a.txt'
+    files.write_atomically(path, 'one')
+    files.write_atomically(path, b'two')
+    assert path.read_bytes() == b'two'
+    assert [p.name for p in path.parent.iterdir()] == ['a.txt']
+    umask = os.umask(0)
+    os.umask(umask)
+    assert stat.S_IMODE(path.stat().st_mode) == 0o666 & ~umask
+
+
+def test_write_atomically_keeps_the_old_file_when_writing_fails(tmp_path, monkeypatch):
+    path = tmp_path / 'a.txt'
+    files.write_atomically(path, 'old')
+
+    def full_disk(_):
+        raise OSError('no space left on device')
+
+    monkeypatch.setattr(files.os, 'fsync', full_disk)
+    with pytest.raises(OSError, match='no space'):
+        files.write_atomically(path, 'new')
+    assert path.read_text() == 'old'
+    assert [p.name for p in tmp_path.iterdir()] == ['a.txt']
+
+
+def test_backend_defers_removals(tmp_path):
+    backend = files.AtomicBackend()
+    old, kept = tmp_path / 'old', tmp_path / 'kept'
+    for path in (old, kept):
+        backend.put(b'x', path)
+    with backend.deferring() as removals:
+        backend.remove(old)
+        backend.remove(kept)
+        assert old.exists()
+        removals.remove(str(kept))
+    assert not old.exists()
+    assert kept.exists()
+
+    def fail():
+        with backend.deferring():
+            backend.remove(kept)
+            raise RuntimeError('boom')
+
+    with pytest.raises(RuntimeError, match='boom'):
+        fail()
+    assert kept.exists()  # an error removes nothing
+
+
+def test_read_checkpoint_refuses(tmp_path):
+    good, cut, other = tmp_path / 'good.pth', tmp_path / 'cut.pth', tmp_path / 'other.pth'
+    torch.save({'state_dict': {'a': torch.ones(1000)}, 'meta': {}}, good)
+    assert files.read_checkpoint(good)['state_dict']['a'].sum() == 1000
+    cut.write_bytes(good.read_bytes()[:2000])
+    with pytest.raises(ValueError, match=r'cut\.pth.*truncated.*in this folder: good\.pth'):
+        files.read_checkpoint(cut)
+    torch.save({'weights': {}}, other)
+    with pytest.raises(ValueError, match=r'other\.pth.*no `state_dict`'):
+        files.read_checkpoint(other)
+    with pytest.raises(FileNotFoundError, match=r'none\.pth.*does not exist.*good\.pth'):
+        files.read_checkpoint(tmp_path / 'none.pth')
+
+
+def test_find_last_checkpoint(tmp_path):
+    with pytest.raises(FileNotFoundError, match='without --resume'):
+        files.find_last_checkpoint(tmp_path)
+    (tmp_path / 'last_checkpoint').write_text('/elsewhere/epoch_2.pth\n')
+    with pytest.raises(FileNotFoundError, match=r'epoch_2\.pth'):
+        files.find_last_checkpoint(tmp_path)
+    (tmp_path / 'epoch_2.pth').touch()  # the folder was moved
+    assert files.find_last_checkpoint(tmp_path) == tmp_path / 'epoch_2.pth'
+
+
+@pytest.mark.parametrize('name', ['last_checkpoint', 'summary.json', 'epoch_3.pth'])
+def test_work_dir_with_another_run(tmp_path, name):
+    files.check_work_dir_free(tmp_path / 'not there yet')
+    (tmp_path / '20260101_000000').mkdir()  # the log of a run that failed at once
+    files.check_work_dir_free(tmp_path)
+    (tmp_path / name).touch()
+    with pytest.raises(ValueError, match=f'another run .{name}.*--resume'):
+        files.check_work_dir_free(tmp_path)

@@ -1,0 +1,134 @@
+"""Every shipped config can be built: model (on the meta device), optimizer, data, hooks."""
+
+from __future__ import annotations
+
+import inspect
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from mmengine.config import Config
+from mmengine.evaluator import Evaluator
+from mmengine.optim import build_optim_wrapper
+from mmengine.registry import DATA_SAMPLERS, DATASETS, FUNCTIONS, HOOKS, MODELS, PARAM_SCHEDULERS
+
+from masa_vit.analysis import count_parameters
+from masa_vit.cls import ImageDataset
+from masa_vit.engine import load_config
+
+ROOT = Path(__file__).parents[1] / 'configs'
+CONFIGS = {path.stem: path for path in sorted((ROOT / 'cls').glob('*.py'))}
+MASA = [name for name in CONFIGS if '_masa_s4_' in name and '_mlp_' not in name]
+# side of the images in the files, by dataset
+SIDES = {'digits': 8, 'cifar10': 32, 'cifar100': 32, 'tiny_imagenet': 64, 'fashion_mnist': 28}
+
+
+class Fake(ImageDataset):
+    """Two images in place of the data, through the config's pipeline."""
+
+    def __init__(self, size: tuple[int, int], pipeline: list):
+        super().__init__(['a', 'b'], [0, 1], pipeline)
+        self.images = np.random.default_rng(0).integers(0, 256, (2, *size, 3), dtype=np.uint8)
+
+    def load(self, index: int) -> np.ndarray:
+        return self.images[index]
+
+
+def meta_model(cfg: Config) -> torch.nn.Module:
+    with torch.device('meta'):
+        return MODELS.build(cfg.model)
+
+
+def dataset_name(name: str) -> str:
+    return next((d for d in sorted(SIDES, key=len, reverse=True) if name.endswith(d)), 'other')
+
+
+@pytest.mark.parametrize('name', CONFIGS)
+def test_model_and_optimizer(name: str) -> None:
+    cfg = load_config(CONFIGS[name])
+    model = meta_model(cfg)
+    size = model.model.patch_embed.img_size
+    images = torch.empty(2, 3, *size, device='meta')
+    assert model(images).shape == (2, cfg.model.num_classes)
+    wrapper = build_optim_wrapper(model, cfg.optim_wrapper)
+    grouped = [id(p) for group in wrapper.optimizer.param_groups for p in group['params']]
+    assert sorted(grouped) == sorted(id(p) for p in model.parameters())
+    for scheduler in cfg.param_scheduler:
+        args = dict(scheduler, optimizer=wrapper.optimizer, epoch_length=10)
+        if not scheduler.get('convert_to_iter_based'):
+            del args['epoch_length']
+        PARAM_SCHEDULERS.build({'end': cfg.train_cfg.max_epochs, **args})
+    assert cfg.auto_scale_lr.base_batch_size >= cfg.train_dataloader.batch_size
+
+
+@pytest.mark.parametrize('name', CONFIGS)
+def test_data(name: str) -> None:
+    cfg = load_config(CONFIGS[name])
+    preprocessor = MODELS.build(cfg.get('data_preprocessor', dict(type='ImagePreprocessor')))
+    side = SIDES.get(dataset_name(name))
+    size = (side, side) if side else (300, 280)
+    img_size = cfg.model.model_args.get('img_size', 224)
+    for loader in (cfg.train_dataloader, cfg.val_dataloader, cfg.test_dataloader):
+        dataset_cfg = dict(loader.dataset)
+        dataset_type = DATASETS.get(dataset_cfg.pop('type'))
+        inspect.signature(dataset_type).bind(**dataset_cfg)
+        dataset = Fake(size, dataset_cfg.get('pipeline', []))
+        DATA_SAMPLERS.build(dict(loader.sampler, dataset=dataset, seed=0))
+        batch = FUNCTIONS.get(loader.collate_fn.type)([dataset[0], dataset[1]])
+        images = preprocessor(batch)['inputs']
+        assert images.shape == (2, 3, img_size, img_size)
+        assert images.abs().max() < 5, 'the images are not normalised'
+    Evaluator(cfg.val_evaluator)
+
+
+@pytest.mark.parametrize('name', CONFIGS)
+def test_hooks(name: str) -> None:
+    cfg = load_config(CONFIGS[name])
+    for hook in [*cfg.default_hooks.values(), *cfg.custom_hooks]:
+        HOOKS.build(hook)
+    assert cfg.default_hooks.checkpoint.save_best == 'accuracy/top1'
+
+
+@pytest.mark.parametrize('name', MASA)
+def test_twins_differ_in_the_models_name_only(name: str) -> None:
+    masa = load_config(CONFIGS[name]).to_dict()
+    dense = load_config(CONFIGS[name.replace('masa_s4', 'dense')]).to_dict()
+    assert masa['model'].pop('model_name') != dense['model'].pop('model_name')
+    assert masa == dense
+
+
+@pytest.mark.parametrize('name', [name for name in CONFIGS if '_mlp_' in name])
+def test_mlp_configs_differ_in_the_coefficients_only(name: str) -> None:
+    mlp = load_config(CONFIGS[name]).to_dict()
+    direct = load_config(CONFIGS[name.replace('_mlp', '')]).to_dict()
+    assert mlp['model']['model_args'].pop('coefficients') == 'mlp'
+    assert mlp == direct
+
+
+@pytest.mark.parametrize('name', MASA)
+def test_attention_saved(name: str) -> None:
+    counts = count_parameters(meta_model(load_config(CONFIGS[name])))
+    expected = 5 / 6 if '_l24_' in name else 2 / 3
+    assert 1 - counts.attention / counts.dense_attention == pytest.approx(expected, abs=2e-3)
+
+
+@pytest.mark.parametrize('name', ['cifar10', 'cifar100'])
+def test_torchvision_variants(name: str) -> None:
+    cfg = Config.fromfile(ROOT / '_base_' / 'datasets' / f'{name}_torchvision.py')
+    for split in ('train', 'val', 'test'):
+        dataset = dict(cfg[f'{split}_dataloader'].dataset)
+        assert dataset.pop('type') == 'TorchvisionDataset'
+        inspect.signature(DATASETS.get('TorchvisionDataset')).bind(**dataset)
+        assert dataset['split'] == ('train' if split == 'train' else 'val')
+        assert ('pipeline' in dataset) == (split == 'train')
+
+
+@pytest.mark.parametrize('path', sorted((ROOT / '_base_').rglob('*.py')), ids=lambda p: p.stem)
+def test_base_is_used(path: Path) -> None:
+    if path.stem.endswith('_torchvision'):
+        return  # the documented other source of the same data
+    texts = [other.read_text() for other in ROOT.rglob('*.py') if other != path]
+    assert any(
+        f'{path.parent.name}/{path.name}' in text or f'/{path.name}' in text for text in texts
+    )
