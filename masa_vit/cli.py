@@ -1,4 +1,4 @@
-"""The command `masa-vit`: train, test, predict, inspect, compare."""
+"""The command `masa-vit`: train, test, predict, inspect, compare, benchmark."""
 
 from __future__ import annotations
 
@@ -27,6 +27,9 @@ _EXAMPLES = {
     'compare': """examples:
   masa-vit compare masa_vit::cls/vit_tiny_masa_s4_digits.py masa_vit::cls/vit_tiny_dense_digits.py
   masa-vit compare a.py b.py --work-dir work_dirs/pair --resume""",
+    'benchmark': """examples:
+  masa-vit benchmark vit_base_masa_s4 --batch-size 8
+  masa-vit benchmark vit_small_masa_s4 --against vit_tiny_masa_s4 --pairs 15 --json times.json""",
 }
 
 
@@ -89,9 +92,7 @@ def _parser() -> tuple[argparse.ArgumentParser, dict[str, argparse.ArgumentParse
 
 
 def _add_cfg_options(parser: argparse.ArgumentParser) -> None:
-    from mmengine.config import DictAction
-
-    from masa_vit import engine  # noqa: F401  says which extra is missing
+    from masa_vit.engine.config import DictAction
 
     parser.add_argument(
         '--cfg-options',
@@ -163,6 +164,12 @@ def _compare_arguments(parser: argparse.ArgumentParser) -> None:
         '--resume', action='store_true', help='skip finished trainings, go on with the others'
     )
     _add_training(parser)
+
+
+def _benchmark_arguments(parser: argparse.ArgumentParser) -> None:
+    from masa_vit.analysis import benchmark
+
+    benchmark.add_arguments(parser)
 
 
 def _train(args: argparse.Namespace) -> int:
@@ -240,6 +247,12 @@ def _compare(args: argparse.Namespace) -> int:
     return 0
 
 
+def _benchmark(args: argparse.Namespace) -> int:
+    from masa_vit.analysis import benchmark
+
+    return benchmark.run(args)
+
+
 # name: (help, adds the arguments, runs); the arguments of the command called are added alone,
 # so that `masa-vit inspect` needs no mmengine
 _Add = Callable[[argparse.ArgumentParser], None]
@@ -250,6 +263,7 @@ _COMMANDS: dict[str, tuple[str, _Add, _Run]] = {
     'predict': ('classify images with a checkpoint', _predict_arguments, _predict),
     'inspect': ('look at the atoms and coefficients of a model', _inspect_arguments, _inspect),
     'compare': ('train several configs and print a table', _compare_arguments, _compare),
+    'benchmark': ('time a model against another', _benchmark_arguments, _benchmark),
 }
 
 if __name__ == '__main__':

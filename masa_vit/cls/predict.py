@@ -15,7 +15,6 @@ from mmengine.config import Config, DictAction
 from mmengine.dataset import Compose, default_collate
 from mmengine.logging import print_log
 from mmengine.registry import DATASETS, MODELS
-from mmengine.runner import CheckpointLoader
 from torch import Tensor
 
 from .datasets import UnreadableImageError, read_image
@@ -208,7 +207,7 @@ def _class_names(checkpoint: str | Path, dataset_cfg: dict, num_classes: int) ->
     """The class names: the checkpoint's, else the config's dataset's, else their numbers."""
     classes: Sequence[str] | None = None
     if Path(checkpoint).suffix != '.safetensors':
-        meta = CheckpointLoader.load_checkpoint(str(checkpoint), 'cpu', logger=None).get('meta', {})
+        meta = torch.load(checkpoint, map_location='cpu', weights_only=True).get('meta') or {}
         classes = (meta.get('dataset_meta') or {}).get('classes')
     if classes is None:
         try:

@@ -9,6 +9,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from masa_vit.analysis import plot_curves
 from masa_vit.engine.config import load_config
 from masa_vit.engine.files import (
     LAST_CHECKPOINT,
@@ -32,8 +33,8 @@ def compare(
 ) -> list[dict[str, Any]]:
     """Train configs by `train`, each in `work_dir/<name of the config>`, and print a table.
 
-    Writes `compare.json` and `compare.md` into the work dir, and, for every model with sharing,
-    `<name>/coefficients.png`.
+    Writes `compare.json`, `compare.md` and `curves.png` into the work dir, and, for every model
+    with sharing, `<name>/coefficients.png`.
 
     Args:
         configs: paths or `masa_vit::...` names, with different file names.
@@ -61,7 +62,7 @@ def compare(
         if not resume:
             check_work_dir_free(folder)
 
-    rows = []
+    rows, histories = [], {}
     for number, (folder, config) in enumerate(folders.items(), 1):
         print(f'--- {number}/{len(folders)}: {config}', flush=True)
         summary = _summary_of(folder) if resume else None
@@ -69,7 +70,9 @@ def compare(
             started = resume and (folder / LAST_CHECKPOINT).exists()
             summary = train(config, folder, resume='auto' if started else None, **train_options)
         rows.append(_row(folder, str(config), summary, metric))
+        histories[folder.name] = summary['history']
 
+    plot_curves(histories, rows[0]['metric']).savefig(work_dir / 'curves.png', dpi=120)
     write_atomically(work_dir / 'compare.json', json.dumps(rows, indent=2) + '\n')
     write_atomically(work_dir / 'compare.md', _markdown(rows))
     _print(rows, work_dir)
@@ -113,21 +116,12 @@ def _half_width(name: str | None, value: float | None, samples: int | None) -> f
 
 
 def _draw_coefficients(folder: Path, checkpoint: str | None) -> str | None:
-    """Draw C of a checkpoint's model; None when it shares nothing."""
-    from mmengine.config import Config
-    from mmengine.registry import MODELS
-
+    """Draw C of a checkpoint; None when it shares nothing."""
     from masa_vit import analysis
 
     if checkpoint is None:
         return None
-    loaded = read_checkpoint(checkpoint)
-    cfg = Config.fromstring(loaded['meta']['cfg'], file_format='.py')
-    model_cfg = cfg.model.copy()
-    model_cfg.pop('init_from', None)
-    model = MODELS.build(model_cfg)
-    model.load_state_dict(loaded['state_dict'], strict=False)
-    coefficients = analysis.coefficients(model)
+    coefficients = analysis.coefficients(read_checkpoint(checkpoint)['state_dict'])
     if not coefficients:
         return None
     path = folder / 'coefficients.png'
@@ -180,4 +174,5 @@ def _print(rows: list[dict[str, Any]], work_dir: Path) -> None:
         for key in ('checkpoint', 'tensorboard', 'coefficients'):
             if row[key]:
                 console.print(f'{row["name"]} {key}: {row[key]}', markup=False, highlight=False)
-    console.print(f'table: {work_dir / "compare.md"}', markup=False, highlight=False)
+    for what, file in (('table', 'compare.md'), ('curves', 'curves.png')):
+        console.print(f'{what}: {work_dir / file}', markup=False, highlight=False)

@@ -11,10 +11,19 @@ from pathlib import Path
 from typing import Any
 
 import mmengine.registry
-from mmengine.config import Config
+from mmengine.config import Config, DictAction
 from mmengine.config.config import ConfigParsingError
 from mmengine.registry import Registry
 from mmengine.runner import Runner as _Runner
+
+__all__ = [
+    'KNOWN_KEYS',
+    'DictAction',
+    'config_root',
+    'explain_build_error',
+    'load_config',
+    'resolve_config',
+]
 
 PACKAGE = 'masa_vit'
 
@@ -165,9 +174,9 @@ def explain_build_error(error: Exception, cfg: Config) -> str | None:
             if argument in node and _type_name(node) in (name, None):
                 options = _parameters(name)
                 close = difflib.get_close_matches(argument, options, n=1)
-                hint = f'; did you mean {close[0]!r}?' if close else ''
+                hint = f'; did you mean {close[0]!r}?' if close else '.'
                 accepted = f' It takes: {", ".join(options)}.' if options else ''
-                return f'config: {place}.{argument}: {name} has no such argument{hint}.{accepted}'
+                return f'config: {place}.{argument}: {name} has no such argument{hint}{accepted}'
     if match := re.search(r'^(\S+) is not in the (\S+)::(\w[\w ]*) registry', text):
         name, _, registry = match.groups()
         place = next((p for p, node in _walk(cfg) if _type_name(node) == name), '')

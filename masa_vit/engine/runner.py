@@ -6,6 +6,7 @@ import logging
 from collections.abc import Callable
 from typing import Any, ClassVar
 
+import torch
 from mmengine.dist import get_rank
 from mmengine.logging import MMLogger
 from mmengine.runner import Runner as _Runner
@@ -93,10 +94,13 @@ class Runner(_Runner):
         diff_rank_seed: bool = False,
     ) -> DataLoader:
         """As mmengine's, with the dataset of loaders that have workers in a `SeededDataset`."""
-        if seed is not None and isinstance(dataloader, dict) and dataloader.get('num_workers', 0):
-            # as a config, for mmengine copies deeply what it is given, shared memory and all
-            seeded = dict(type=SeededDataset, seed=seed, rank=get_rank())
-            dataloader = dict(dataloader, dataset=dict(seeded, dataset=dataloader['dataset']))
+        if seed is not None and isinstance(dataloader, dict):
+            # a generator of its own: starting a loader must not draw from the global one
+            dataloader = {'generator': torch.Generator().manual_seed(seed), **dataloader}
+            if dataloader.get('num_workers', 0):
+                # as a config, for mmengine copies deeply what it is given, shared memory and all
+                dataset = dict(dataset=dataloader['dataset'], seed=seed, rank=get_rank())
+                dataloader['dataset'] = dict(type=SeededDataset, **dataset)
         return _Runner.build_dataloader(dataloader, seed, diff_rank_seed)
 
     def load_checkpoint(

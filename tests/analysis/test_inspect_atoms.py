@@ -6,7 +6,7 @@ import csv
 import pytest
 import torch
 
-from masa_vit.analysis import coefficients, inspect_atoms, plot_coefficients
+from masa_vit.analysis import coefficients, inspect_atoms
 
 
 def run(*argv: str) -> int:
@@ -52,12 +52,3 @@ def test_wrong_source(tmp_path, source, error, message):
     with pytest.raises(error, match=message):
         run(source, '--out', str(tmp_path / 'out'))
     assert not (tmp_path / 'out').exists()
-
-
-def test_picture_has_one_panel_per_projection_on_one_scale():
-    figure = plot_coefficients({'q': torch.tensor([[1.0, -3.0]]), 'k': torch.ones(1, 2)})
-    images = [ax.get_images()[0] for ax in figure.axes if ax.get_images()]
-    assert len(images) == 2
-    assert {image.get_clim() for image in images} == {(-3.0, 3.0)}
-    with pytest.raises(ValueError, match='nothing is shared'):
-        plot_coefficients({})

@@ -9,7 +9,7 @@ import torchvision.datasets
 from mmengine.dataset import default_collate
 from mmengine.registry import DATASETS
 from PIL import Image
-from torch.utils.data import DataLoader
+from torch._utils import ExceptionWrapper
 
 from masa_vit.cls.datasets import IGNORE_INDEX, UnreadableImageError
 
@@ -45,6 +45,15 @@ def test_image_folder(image_root: Path) -> None:
         assert np.array_equal(sample['inputs'].numpy(), image.transpose(2, 0, 1))
         assert data.metainfo['classes'][sample['targets']] in data.paths[index]
     assert set(np.bincount(data.targets)) == {8}
+
+
+def test_cache_reads_once_and_keeps_its_images(image_root: Path) -> None:
+    data = build(image_root, cache=True)
+    first = data.load(0)
+    expected = first.copy()
+    Path(data.paths[0]).unlink()
+    first[:] = 0
+    assert np.array_equal(data.load(0), expected)
 
 
 def test_hidden_folders_are_no_classes(image_root: Path) -> None:
@@ -87,16 +96,23 @@ def test_given_classes(image_root: Path) -> None:
         build(image_root, classes=['cat', 'dog', 'emu', 'yak'])
 
 
-@pytest.mark.parametrize(
-    ('damage', 'workers'),
-    [('truncated', 0), ('text', 0), ('empty', 0), ('gone', 0), ('truncated', 1)],
-)
-def test_unreadable_image_is_named(image_root: Path, damage: str, workers: int) -> None:
+@pytest.mark.parametrize('damage', ['truncated', 'text', 'empty', 'gone'])
+@pytest.mark.parametrize('in_worker', [False, True])
+def test_unreadable_image_is_named(image_root: Path, damage: str, in_worker: bool) -> None:
     data = build(image_root)
     _damage(Path(data.paths[5]), damage)
-    loader = DataLoader(data, batch_size=8, num_workers=workers, collate_fn=default_collate)
+
+    def load() -> None:
+        try:
+            data[5]
+        except UnreadableImageError:
+            if not in_worker:
+                raise
+            # how a DataLoader brings a worker's error to the main process
+            ExceptionWrapper(where='in DataLoader worker process 0').reraise()
+
     with pytest.raises(UnreadableImageError) as error:
-        list(loader)
+        load()
     message = str(error.value)
     assert message.startswith(f'cannot read the image {data.paths[5]}')
     assert "on_error='skip'" in message

@@ -1,11 +1,11 @@
 from __future__ import annotations
 
+import uuid
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 from mmengine.runner import Runner
-from mmengine.visualization import Visualizer
 
 Tiny = Callable[..., dict]
 
@@ -29,12 +29,12 @@ def loader(root: Path, split: str, **kwargs) -> dict:
 
 
 @pytest.fixture
-def runner(tiny: Tiny, image_root: Path, tmp_path: Path, request) -> Callable[..., Runner]:
+def runner(tiny: Tiny, image_root: Path, tmp_path: Path) -> Callable[..., Runner]:
     def build(model: dict | None = None, **kwargs) -> Runner:
         return Runner(
             model=model or tiny(),
             work_dir=str(tmp_path / 'run'),
-            experiment_name=request.node.name,
+            experiment_name=uuid.uuid4().hex,  # mmengine keeps loggers by name
             train_dataloader=loader(image_root, 'train', **kwargs),
             val_dataloader=loader(image_root, 'val', **kwargs),
             val_evaluator=dict(type='Accuracy'),
@@ -42,7 +42,6 @@ def runner(tiny: Tiny, image_root: Path, tmp_path: Path, request) -> Callable[..
             val_cfg=dict(),
             optim_wrapper=dict(optimizer=dict(type='AdamW', lr=1e-3)),
             custom_hooks=[dict(type='NumClassesCheckHook'), dict(type='SkippedImagesHook')],
-            visualizer=Visualizer.get_instance(request.node.name),
             default_scope='mmengine',
             log_level='WARNING',
         )

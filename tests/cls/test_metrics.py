@@ -80,7 +80,7 @@ def _rank(rank: int, port: int, folder: str) -> None:
 
 
 def test_exact_over_two_processes(tmp_path: Path, free_port: int) -> None:
-    mp.spawn(_rank, args=(free_port, str(tmp_path)), nprocs=2)
+    mp.start_processes(_rank, (free_port, str(tmp_path)), nprocs=2, start_method='fork')
     expected = evaluate(*data(49), topk=(1, 3))
     for rank in range(2):
         found = np.load(tmp_path / f'{rank}.npy')

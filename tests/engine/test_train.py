@@ -3,9 +3,11 @@
 import json
 import os
 import signal
+from pathlib import Path
 
 import pytest
 import torch
+import toy
 from mmengine.config import Config
 
 from masa_vit.engine import test as evaluate
@@ -17,11 +19,9 @@ SHORT = {'train_cfg.max_epochs': 1}
 @pytest.fixture(scope='module')
 def run(tmp_path_factory):
     """A finished run of a MASA model: its folder, its config and its summary."""
-    from conftest import HERE
-
     folder = tmp_path_factory.mktemp('run') / 'a'
     options = {'model': dict(_delete_=True, type='ToyViT', model_name='vit_tiny_masa_s2', depth=4)}
-    config = Config.fromfile(str(HERE / 'toy_config.py'))
+    config = Config.fromfile(str(Path(toy.__file__).with_name('toy_config.py')))
     config.merge_from_dict(options)
     config.filename = None
     return folder, config, train(config, folder, seed=1, cfg_options={'train_cfg.max_epochs': 2})

@@ -23,7 +23,11 @@ train_dataloader = dict(
     sampler=dict(type='DefaultSampler', shuffle=True),
     collate_fn=dict(type='default_collate'),
     dataset=dict(
-        type='ImageFolder', data_root='data/cifar10', split='train', pipeline=train_pipeline
+        type='ImageFolder',
+        data_root='data/cifar10',
+        split='train',
+        cache=True,
+        pipeline=train_pipeline,
     ),
 )
 val_dataloader = dict(
@@ -32,7 +36,7 @@ val_dataloader = dict(
     persistent_workers=True,
     sampler=dict(type='DefaultSampler', shuffle=False),
     collate_fn=dict(type='default_collate'),
-    dataset=dict(type='ImageFolder', data_root='data/cifar10', split='val'),
+    dataset=dict(type='ImageFolder', data_root='data/cifar10', split='val', cache=True),
 )
 val_evaluator = dict(type='Accuracy', topk=(1, 5))
 test_dataloader = val_dataloader

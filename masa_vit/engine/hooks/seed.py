@@ -18,9 +18,6 @@ class EpochSeedHook(Hook):
 
     In loops by iterations the main process is seeded at every iteration instead; loader workers
     are seeded at the start only, so there a resumed run is exact with `num_workers=0` alone.
-
-    The main process is seeded twice in an epoch: for the loader, and once the first batch is
-    there, because starting workers draws a number and waking persistent ones does not.
     """
 
     priority = 'VERY_HIGH'
@@ -35,26 +32,21 @@ class EpochSeedHook(Hook):
         if isinstance(runner.train_loop, EpochBasedTrainLoop):
             self._seed(runner, runner.epoch)
 
-    def before_train_iter(self, runner: Any, batch_idx: int, data_batch: Any = None) -> None:
-        """Seed what the epoch draws after its first batch."""
-        if batch_idx == 0 and isinstance(runner.train_loop, EpochBasedTrainLoop):
-            seed_everything(runner.seed, get_rank(), runner.epoch, 0, 1)
-
     def after_train_iter(
         self, runner: Any, batch_idx: int, data_batch: Any = None, outputs: Any = None
     ) -> None:
         """Seed the next iteration of a loop by iterations."""
         if not isinstance(runner.train_loop, EpochBasedTrainLoop):
-            seed_everything(runner.seed, get_rank(), runner.iter + 1, 0, 0)
+            seed_everything(runner.seed, get_rank(), runner.iter + 1, 0)
 
     def after_val(self, runner: Any) -> None:
         """Undo what validation inside a loop by iterations has drawn."""
         training = isinstance(runner._train_loop, BaseLoop)
         if training and not isinstance(runner._train_loop, EpochBasedTrainLoop):
-            seed_everything(runner.seed, get_rank(), runner.iter, 0, 0)
+            seed_everything(runner.seed, get_rank(), runner.iter, 0)
 
     def _seed(self, runner: Any, step: int) -> None:
-        seed_everything(runner.seed, get_rank(), step, 0, 0)
+        seed_everything(runner.seed, get_rank(), step, 0)
         dataset = runner.train_dataloader.dataset
         if hasattr(dataset, 'set_worker_epoch'):
             dataset.set_worker_epoch(step)

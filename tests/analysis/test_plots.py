@@ -1,0 +1,26 @@
+from __future__ import annotations
+
+import pytest
+import torch
+
+from masa_vit.analysis import plot_coefficients, plot_curves
+
+
+def test_coefficients_have_one_panel_per_projection_on_one_scale():
+    figure = plot_coefficients({'q': torch.tensor([[1.0, -3.0]]), 'k': torch.ones(1, 2)})
+    images = [ax.get_images()[0] for ax in figure.axes if ax.get_images()]
+    assert len(images) == 2
+    assert {image.get_clim() for image in images} == {(-3.0, 3.0)}
+    with pytest.raises(ValueError, match='nothing is shared'):
+        plot_coefficients({})
+
+
+def test_curves_show_what_the_histories_hold():
+    histories = {
+        'a': [{'epoch': 1, 'loss': 2.0, 'metrics': {'top1': 30.0}}, {'epoch': 2, 'loss': 1.0}],
+        'b': [{'epoch': 1, 'loss': 3.0, 'metrics': {'top1': 20.0}}],
+    }
+    loss, top1 = plot_curves(histories, 'top1').axes
+    assert [list(line.get_ydata()) for line in loss.get_lines()] == [[2.0, 1.0], [3.0]]
+    assert [list(line.get_ydata()) for line in top1.get_lines()] == [[30.0], [20.0]]
+    assert [text.get_text() for text in loss.get_legend().get_texts()] == ['a', 'b']
