@@ -222,7 +222,9 @@ def _test(args: argparse.Namespace) -> int:
 
 def _predict(args: argparse.Namespace) -> int:
     from masa_vit.cls import predict
+    from masa_vit.engine.config import load_config
 
+    args.config, args.cfg_options = load_config(args.config, args.cfg_options), None
     return predict.run(args)
 
 

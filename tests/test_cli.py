@@ -10,7 +10,7 @@ import pytest
 from masa_vit.cli import main
 
 ROOT = Path(__file__).resolve().parents[1]
-COMMANDS = ('train', 'test', 'predict', 'inspect', 'compare')
+COMMANDS = ('train', 'test', 'predict', 'inspect', 'compare', 'benchmark')
 TOY = ROOT / 'tests' / 'engine' / 'toy_config.py'
 
 

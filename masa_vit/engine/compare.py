@@ -101,7 +101,7 @@ def _row(folder: Path, config: str, summary: dict[str, Any], metric: str | None)
         'attention_parameters': parameters.get('attention'),
         'total_parameters': parameters['total'],
         'seconds_per_epoch': summary['seconds']['epoch'],
-        'checkpoint': checkpoints.get('best') or checkpoints.get('last'),
+        'checkpoint': checkpoints.get('last'),  # the epoch whose metric is shown
         'tensorboard': summary['tensorboard'],
         'coefficients': _draw_coefficients(folder, checkpoints.get('last')),
     }

@@ -78,6 +78,11 @@ class Runner(_Runner):
         super().register_default_hooks(hooks)
         self.register_hook(EpochSeedHook())
 
+    def _init_model_weights(self) -> None:
+        """As mmengine's, unless a checkpoint is about to replace all weights."""
+        if not self._resume:
+            super()._init_model_weights()
+
     def train(self) -> nn.Module:
         """As mmengine's; hooks with a `close` are closed also after an error."""
         try:

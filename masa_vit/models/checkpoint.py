@@ -155,11 +155,23 @@ def read_state_dict(path: str | Path) -> dict[str, torch.Tensor]:
         raise FileNotFoundError(f'checkpoint {str(path)!r} does not exist')
     try:
         return load_state_dict(str(path))
-    except (RuntimeError, EOFError, pickle.UnpicklingError, SafetensorError, OSError) as error:
+    except RuntimeError as error:
+        if 'weights_only' not in str(error):
+            raise _unreadable(path, error) from error
         raise ValueError(
-            f'{str(path)!r} cannot be read as a checkpoint ({path.stat().st_size} bytes): it is '
-            f'truncated, or no file of weights. {type(error).__name__}: {error}'
+            f'{str(path)!r} holds pickled objects besides weights, which may run any code and are not '
+            'loaded. If you trust the file, write its weights alone: '
+            "torch.save(torch.load(path, weights_only=False)['state_dict'], 'weights.pth')"
         ) from error
+    except (EOFError, pickle.UnpicklingError, SafetensorError, OSError) as error:
+        raise _unreadable(path, error) from error
+
+
+def _unreadable(path: Path, error: Exception) -> ValueError:
+    return ValueError(
+        f'{str(path)!r} cannot be read as a checkpoint ({path.stat().st_size} bytes): it is '
+        f'truncated, or no file of weights. {type(error).__name__}: {error}'
+    )
 
 
 def load_weights(model: nn.Module, source: str | Path, *, prefix: str = '') -> LoadReport:
@@ -187,6 +199,13 @@ def load_weights(model: nn.Module, source: str | Path, *, prefix: str = '') -> L
         state_dict = read_state_dict(source)
     own = model.state_dict()
     state_dict = _strip_prefix(state_dict, own, prefix)
+    atoms = [key for key in state_dict if re.fullmatch(r'banks\.\w+\.atoms', key)]
+    if atoms and not any(isinstance(module, SharedLinear) for module in model.modules()):
+        raise ValueError(
+            f'{source!r} is the checkpoint of a MASA model (it holds {atoms[0]!r}), this '
+            f'{type(model).__name__} is dense: create the MASA model that it belongs to and load '
+            'it there; masa_vit.fold then gives the dense one.'
+        )
     report = LoadReport(source)
     _drop_classifier(model, state_dict, own, report)
     before = {key: value.shape for key, value in state_dict.items()}

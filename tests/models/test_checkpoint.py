@@ -122,6 +122,23 @@ def test_truncated_file(small, tmp_path, suffix):
         read_state_dict(path)
 
 
+def test_masa_checkpoint_into_a_dense_model(small, tmp_path):
+    torch.save(small().state_dict(), tmp_path / 'masa.pth')
+    with pytest.raises(ValueError, match=r'checkpoint of a MASA model .*banks\.q\.atoms'):
+        load_weights(small('vit_tiny_patch16_224'), tmp_path / 'masa.pth')
+
+
+class Anything:
+    """Not a weight."""
+
+
+def test_pickled_objects_are_not_loaded(small, tmp_path):
+    path = tmp_path / 'run.pth'
+    torch.save({'state_dict': small().state_dict(), 'history': Anything()}, path)
+    with pytest.raises(ValueError, match='holds pickled objects besides weights'):
+        load_weights(small(), path)
+
+
 def test_no_such_file(small, tmp_path):
     with pytest.raises(FileNotFoundError, match=r'nowhere\.pth. does not exist'):
         load_weights(small(), tmp_path / 'nowhere.pth')
