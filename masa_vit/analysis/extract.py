@@ -10,7 +10,7 @@ from torch import nn
 
 from masa_vit.layers import CoefficientGenerator, CoefficientSource
 
-_COEF_KEY = re.compile(r'^(?:.*\.)?blocks\.(?P<layer>\d+)\.coef\.(?P<name>\w+)$')
+_COEF_KEY = re.compile(r'^(?P<stack>(?:.*\.)?)(?P<layer>\d+)\.coef\.(?P<name>\w+)$')
 
 
 def coefficients(source: nn.Module | Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
@@ -21,27 +21,42 @@ def coefficients(source: nn.Module | Mapping[str, torch.Tensor]) -> dict[str, to
 
     Returns:
         Projection name -> C (L, S), detached, float32, on the CPU. Empty if nothing is shared.
+
+    Raises:
+        ValueError: If `source` holds several models that share (a student and its teacher).
     """
-    if isinstance(source, nn.Module):
-        rows = [m.values() for m in source.modules() if isinstance(m, CoefficientSource)]
-    else:
-        rows = _rows_of_state_dict(source)
+    rows = _rows_of_module(source) if isinstance(source, nn.Module) else _rows_of_dict(source)
     if not rows:
         return {}
     return {name: torch.stack([row[name].cpu().float() for row in rows]) for name in rows[0]}
 
 
-def _rows_of_state_dict(state_dict: Mapping[str, torch.Tensor]) -> list[dict[str, torch.Tensor]]:
+def _rows_of_module(module: nn.Module) -> list[dict[str, torch.Tensor]]:
+    sources = {n: m for n, m in module.named_modules() if isinstance(m, CoefficientSource)}
+    # blocks.3.coef -> blocks
+    _check_one_stack({name.rpartition('.')[0].rpartition('.')[0] for name in sources})
+    return [source.values() for source in sources.values()]
+
+
+def _rows_of_dict(state_dict: Mapping[str, torch.Tensor]) -> list[dict[str, torch.Tensor]]:
     layers: dict[int, dict[str, torch.Tensor]] = {}
-    for key, value in state_dict.items():
-        if match := _COEF_KEY.match(key):
-            layers.setdefault(int(match['layer']), {})[match['name']] = value
+    matches = {key: match for key in state_dict if (match := _COEF_KEY.match(key))}
+    _check_one_stack({match['stack'] for match in matches.values()})
+    for key, match in matches.items():
+        layers.setdefault(int(match['layer']), {})[match['name']] = state_dict[key]
     rows = [layers[index] for index in sorted(layers)]
     if rows and 'embedding' in rows[0]:
         generator = _generator_of_state_dict(state_dict)
         with torch.no_grad():
             rows = [generator.rows(row['embedding']) for row in rows]
     return rows
+
+
+def _check_one_stack(stacks: set[str]) -> None:
+    if len(stacks) > 1:
+        raise ValueError(
+            f'several stacks of blocks share weights, give one of them: {sorted(stacks)}'
+        )
 
 
 def _generator_of_state_dict(state_dict: Mapping[str, torch.Tensor]) -> CoefficientGenerator:

@@ -19,11 +19,8 @@ class ParameterCounts:
     total: int
     dense_attention: int
     dense_total: int
-
-    @property
-    def shared(self) -> bool:
-        """Whether anything is shared."""
-        return self.attention != self.dense_attention
+    shared: bool
+    """Whether any weight is composed from atoms."""
 
     @property
     def attention_removed(self) -> float:
@@ -43,16 +40,18 @@ def count_parameters(model: nn.Module) -> ParameterCounts:
     the coefficient MLP. Frozen coefficients are no parameters.
     """
     attention = dense = 0
+    shared = False
     for module in model.modules():
         if isinstance(module, SharedLinear):
+            shared = True
             dense += module.in_features * module.out_features
             attention += sum(p.numel() for n, p in module.named_parameters() if n != 'bias')
         elif isinstance(module, (AtomBank, CoefficientSource, CoefficientGenerator)):
             attention += sum(param.numel() for param in module.parameters())
-        elif hasattr(module, 'num_heads'):
+        elif hasattr(module, 'qkv') or hasattr(module, 'q_proj'):
             linears = [getattr(module, name, None) for name in _PROJECTION_NAMES]
             size = sum(m.weight.numel() for m in linears if isinstance(m, nn.Linear))
             attention += size
             dense += size
     total = sum(param.numel() for param in model.parameters())
-    return ParameterCounts(attention, total, dense, total - attention + dense)
+    return ParameterCounts(attention, total, dense, total - attention + dense, shared)

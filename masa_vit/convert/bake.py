@@ -6,8 +6,7 @@ from typing import TypeVar
 
 from torch import nn
 
-from masa_vit.layers import DirectCoefficients, MlpCoefficients, SharedLinear
-from masa_vit.models.vision_transformer import MasaVisionTransformer
+from masa_vit.layers import bake_coefficients
 
 ModelT = TypeVar('ModelT', bound=nn.Module)
 
@@ -24,16 +23,14 @@ def bake(model: ModelT) -> ModelT:
 
     Returns:
         The same module.
+
+    Raises:
+        ValueError: If `model` is a part that draws on coefficients outside of it.
     """
-    for masa in [m for m in model.modules() if isinstance(m, MasaVisionTransformer)]:
-        for block in masa.blocks:
-            if isinstance(block.coef, MlpCoefficients):
-                block.coef = DirectCoefficients(block.coef.values()).train(block.training)
-                for module in block.modules():
-                    if isinstance(module, SharedLinear):
-                        module.draw_on(block.coef)
-        masa.generator = None
-        args = getattr(masa, '_model_args', None)  # timm's record of how to create this model again
-        if args and args.get('coefficients') == 'mlp':
-            masa._model_args = {**args, 'coefficients': 'direct'}
+    bake_coefficients(model)
+    for module in model.modules():
+        # timm's record of how to create this model again
+        args = getattr(module, '_model_args', None)
+        if isinstance(args, dict) and args.get('coefficients') == 'mlp':
+            module._model_args = {**args, 'coefficients': 'direct'}  # type: ignore[assignment]
     return model

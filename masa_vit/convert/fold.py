@@ -9,8 +9,8 @@ from typing import Any
 from timm.models.vision_transformer import VisionTransformer
 from torch import nn
 
-from masa_vit.layers import SharedLinear
-from masa_vit.models.vision_transformer import MasaVisionTransformer, dense_architecture
+from masa_vit.layers import SharedLinear, fold_linears
+from masa_vit.models.vision_transformer_masa import MasaVisionTransformer, dense_architecture
 
 _MASA_ARGS = frozenset(inspect.signature(MasaVisionTransformer.__init__).parameters) - frozenset(
     inspect.signature(VisionTransformer.__init__).parameters
@@ -32,35 +32,32 @@ def fold(model: nn.Module) -> nn.Module:
 
     Raises:
         ValueError: If nothing in `model` is shared.
+        TypeError: If a model is of a subclass of `MasaVisionTransformer`, which folding would lose.
     """
-    if not any(isinstance(module, MasaVisionTransformer) for module in model.modules()):
-        raise ValueError(
-            f'{type(model).__name__} holds no MASA model: nothing is shared, nothing to fold'
-        )
+    if not any(isinstance(module, SharedLinear) for module in model.modules()):
+        raise ValueError(f'nothing is shared in this {type(model).__name__}: nothing to fold')
+    for module in model.modules():
+        if isinstance(module, MasaVisionTransformer) and type(module) is not MasaVisionTransformer:
+            raise TypeError(
+                f'fold makes a plain VisionTransformer, which would lose what {type(module).__name__} '
+                'adds to MasaVisionTransformer: use masa_vit.layers.fold_linears on a copy'
+            )
     folded = copy.deepcopy(model)
+    fold_linears(folded)
     for module in list(folded.modules()):
         if isinstance(module, MasaVisionTransformer):
-            _fold_in_place(module)
+            if hasattr(module, 'generator'):  # None, where there was no MLP
+                del module.generator
+            # Without banks and generator nothing is left that timm's class does not have.
+            module.__class__ = VisionTransformer
+            _rename(module)
     return folded
-
-
-def _fold_in_place(model: MasaVisionTransformer) -> None:
-    for block in model.blocks:
-        for path, module in list(block.named_modules()):
-            if isinstance(module, SharedLinear):
-                block.set_submodule(path, module.to_linear())
-        del block.coef
-    del model.banks, model.generator
-    # Without banks and generator nothing is left that timm's class does not have.
-    model.__class__ = VisionTransformer
-    _rename(model)
 
 
 def _rename(model: Any) -> None:
     """Make the records from which timm creates the model again those of the dense model."""
     if getattr(model, 'pretrained_cfg', None):
-        name = model.pretrained_cfg['architecture']
-        dense = {**model.pretrained_cfg, 'architecture': dense_architecture(name)}
-        model.pretrained_cfg = model.default_cfg = dense
+        name = dense_architecture(model.pretrained_cfg['architecture'])
+        model.pretrained_cfg = model.default_cfg = {**model.pretrained_cfg, 'architecture': name}
     if hasattr(model, '_model_args'):
         model._model_args = {k: v for k, v in model._model_args.items() if k not in _MASA_ARGS}

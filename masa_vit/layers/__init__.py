@@ -8,8 +8,10 @@ from masa_vit.layers.coefficients import (
     FrozenCoefficients,
     MlpCoefficients,
     assign_coefficients,
+    draw_coefficients,
     orthogonal_coefficients,
 )
+from masa_vit.layers.conversion import bake_coefficients, fold_linears
 from masa_vit.layers.sharing import COEFFICIENT_KINDS, SharedLinear, share_linears
 
 __all__ = [
@@ -22,7 +24,10 @@ __all__ = [
     'MlpCoefficients',
     'SharedLinear',
     'assign_coefficients',
+    'bake_coefficients',
     'compose',
+    'draw_coefficients',
+    'fold_linears',
     'orthogonal_coefficients',
     'share_linears',
 ]

@@ -41,6 +41,14 @@ def compose(atoms: torch.Tensor, coef: torch.Tensor) -> torch.Tensor:
     return weight.view(out_features, in_features)
 
 
+def check_num_atoms(num_atoms: object) -> int:
+    """Return a number of atoms as an int (numpy's integers too); ValueError if it is none >= 1."""
+    number = None if isinstance(num_atoms, bool) else getattr(num_atoms, '__index__', None)
+    if number is None or number() < 1:
+        raise ValueError(f'num_atoms must be an integer >= 1, got {num_atoms!r}')
+    return number()
+
+
 class AtomBank(nn.Module):
     """The atoms of one dictionary, and the composition of weights from them.
 
@@ -62,9 +70,7 @@ class AtomBank(nn.Module):
             ValueError: If `num_atoms` is not a positive integer.
         """
         super().__init__()
-        if not isinstance(num_atoms, int) or isinstance(num_atoms, bool) or num_atoms < 1:
-            raise ValueError(f'num_atoms must be an integer >= 1, got {num_atoms!r}')
-        self.num_atoms = num_atoms
+        self.num_atoms = num_atoms = check_num_atoms(num_atoms)
         self.out_features = out_features
         self.in_features = in_features
         self.atoms = nn.Parameter(

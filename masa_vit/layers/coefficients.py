@@ -84,11 +84,24 @@ class FrozenCoefficients(CoefficientSource):
 
     kind = 'frozen'
 
-    def __init__(self, values: Mapping[str, torch.Tensor]) -> None:
-        """Keep `values`, name -> (S,)."""
+    def __init__(
+        self,
+        values: Mapping[str, torch.Tensor],
+        device: torch.device | str | None = None,
+        dtype: torch.dtype | None = None,
+    ) -> None:
+        """Keep `values`, name -> (S,), with numbers also where `device` is 'meta'."""
         super().__init__({name: row.numel() for name, row in values.items()})
+        self._given = {name: row.tolist() for name, row in values.items()}
         for name, row in values.items():
-            self.register_buffer(name, row.detach().clone())
+            self.register_buffer(name, row.detach().to(device=device, dtype=dtype, copy=True))
+
+    @torch.no_grad()
+    def reset_parameters(self) -> None:
+        """Write the given values again, e.g. after a model came from the meta device."""
+        for name, row in self._given.items():
+            buffer = getattr(self, name)
+            buffer.copy_(torch.tensor(row, device='cpu'))
 
 
 class CoefficientGenerator(nn.Module):
@@ -145,12 +158,14 @@ class CoefficientGenerator(nn.Module):
             embeddings: (L, embed_dim).
             targets: (L, sum of S), columns in the order of `num_atoms`.
         """
-        for layer in (self.fc1, self.fc2):
-            nn.init.orthogonal_(layer.weight, gain=2**0.5)
-            nn.init.zeros_(layer.bias)
         if self.fc1.weight.is_meta:
             return
-        hidden = F.gelu(self.fc2(F.gelu(self.fc1(embeddings)))).double().cpu()
+        hidden = embeddings.double().cpu()  # no QR in half precision, no least-norm lstsq on CUDA
+        for layer in (self.fc1, self.fc2):
+            drawn = torch.empty(layer.weight.shape, dtype=torch.float64, device='cpu')
+            layer.weight.copy_(nn.init.orthogonal_(drawn, gain=2**0.5))
+            nn.init.zeros_(layer.bias)
+            hidden = F.gelu(hidden @ layer.weight.double().cpu().T)
         solution = torch.linalg.lstsq(hidden, targets.double().cpu(), driver='gelsd').solution
         self.fc3.weight.copy_(solution.T)
         nn.init.zeros_(self.fc3.bias)
@@ -189,16 +204,37 @@ class MlpCoefficients(CoefficientSource):
         return [rows[name] for name in names]
 
 
-def orthogonal_coefficients(num_layers: int, num_atoms: int) -> torch.Tensor:
-    """Draw an initial C (L, S): unit rows, orthonormal within each run of S consecutive layers.
+def orthogonal_coefficients(num_rows: int, num_atoms: int) -> torch.Tensor:
+    """Draw rows of coefficients (rows, S): unit rows, orthonormal within each run of S rows.
+
+    Float32 on the CPU, whatever the default device and dtype are.
+    """
+    runs = -(-num_rows // num_atoms)
+    empty = torch.empty(runs, num_atoms, num_atoms, dtype=torch.float32, device='cpu')
+    return torch.cat([nn.init.orthogonal_(run) for run in empty])[:num_rows]
+
+
+def draw_coefficients(
+    dictionaries: Mapping[str, Sequence[str]], num_atoms: Mapping[str, int], num_layers: int
+) -> dict[str, torch.Tensor]:
+    """Draw an initial C (L, S) for every projection.
 
     Unit rows keep the variance of every W_l at that of the atoms; orthogonal rows keep the weights
-    of neighbouring layers uncorrelated (orthogonal coefficients: Savarese & Maire, ICLR 2019,
-    https://arxiv.org/abs/1902.09701; the choice is ours, the MASA paper does not name one).
+    of neighbouring layers, and those of projections with a common dictionary, uncorrelated
+    (orthogonal coefficients: Savarese & Maire, ICLR 2019, https://arxiv.org/abs/1902.09701; the
+    choice is ours, the MASA paper does not name one).
+
+    Args:
+        dictionaries: Dictionary name -> the projections that draw on it.
+        num_atoms: Dictionary name -> S.
+        num_layers: L.
     """
-    runs = -(-num_layers // num_atoms)
-    coef = torch.cat([nn.init.orthogonal_(torch.empty(num_atoms, num_atoms)) for _ in range(runs)])
-    return coef[:num_layers]
+    coefs = {}
+    for key, names in dictionaries.items():
+        rows = orthogonal_coefficients(num_layers * len(names), num_atoms[key])
+        of_layer = rows.view(num_layers, len(names), num_atoms[key])
+        coefs.update({name: of_layer[:, i] for i, name in enumerate(names)})
+    return coefs
 
 
 @torch.no_grad()

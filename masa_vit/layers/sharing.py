@@ -9,7 +9,7 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from masa_vit.layers.atoms import AtomBank
+from masa_vit.layers.atoms import AtomBank, check_num_atoms
 from masa_vit.layers.coefficients import (
     CoefficientGenerator,
     CoefficientSource,
@@ -17,10 +17,13 @@ from masa_vit.layers.coefficients import (
     FrozenCoefficients,
     MlpCoefficients,
     assign_coefficients,
-    orthogonal_coefficients,
+    draw_coefficients,
 )
 
 COEFFICIENT_KINDS = ('direct', 'mlp', 'frozen')
+
+Names = Sequence[str] | Mapping[str, int]
+"""Projections stacked along the output of a linear: equal parts, or name -> number of rows."""
 
 
 class SharedLinear(nn.Module):
@@ -29,12 +32,16 @@ class SharedLinear(nn.Module):
     It stands where a dense `torch.nn.Linear` stood and may serve several projections stacked along
     the output, as timm's fused `qkv` does. Projections left out of sharing keep a dense weight of
     their own (`dense_<name>`). The bias belongs to the layer.
+
+    Banks and coefficients belong to the model and the block. A layer or block copied or moved by
+    itself takes a copy of its banks along, respectively leaves them where they are: copy and move
+    whole models. `torch.nn.DataParallel` does not, so use DistributedDataParallel.
     """
 
     def __init__(
         self,
         linear: nn.Linear,
-        names: Sequence[str],
+        names: Names,
         banks: Mapping[str, AtomBank],
         coef: CoefficientSource,
     ) -> None:
@@ -43,7 +50,7 @@ class SharedLinear(nn.Module):
         Args:
             linear: The dense layer; its bias is taken over, and the rows of its weight that
                 belong to projections without a bank.
-            names: Projections in the order of the rows of the weight, all of the same size.
+            names: Projections in the order of the rows of the weight.
             banks: Projection name -> its bank, for the projections that share.
             coef: The block's source of coefficients.
         """
@@ -55,7 +62,8 @@ class SharedLinear(nn.Module):
         # In tuples, so that nothing is registered twice: the model owns the banks, the block `coef`.
         self._banks = tuple(banks[name] for name in self.shared_names)
         self._coef = (coef,)
-        for name, rows in zip(names, linear.weight.detach().chunk(len(names)), strict=True):
+        self.sizes = _sizes(names, linear.out_features)
+        for name, rows in zip(names, linear.weight.detach().split(self.sizes), strict=True):
             if name not in banks:
                 self.register_parameter(f'dense_{name}', nn.Parameter(rows.clone()))
         self.bias = linear.bias
@@ -122,7 +130,7 @@ class SharedLinear(nn.Module):
 
 def share_linears(
     blocks: Sequence[nn.Module],
-    layout: Mapping[str, Sequence[str]],
+    layout: Mapping[str, Names],
     dictionaries: Mapping[str, Sequence[str]],
     num_atoms: int,
     coefficients: str = 'direct',
@@ -138,7 +146,8 @@ def share_linears(
     Args:
         blocks: The L blocks, alike in shape.
         layout: Path of a `torch.nn.Linear` inside a block -> the projections that its output stacks,
-            e.g. ``{'attn.qkv': 'qkv', 'attn.proj': 'o'}``.
+            e.g. ``{'attn.qkv': 'qkv', 'attn.proj': 'o'}``. They are taken to be of equal size; where
+            they are not (grouped queries), give rows: ``{'qkv': {'q': 64, 'k': 16, 'v': 16}}``.
         dictionaries: Dictionary name -> the projections that draw on it, e.g. ``{'qv': 'qv'}``.
             Projections in none of them stay dense.
         num_atoms: Number of atoms S of each dictionary.
@@ -151,11 +160,12 @@ def share_linears(
         The banks by dictionary name, and the generator ('mlp') or None.
 
     Raises:
-        ValueError: For a number of atoms below 1 or above L, an unknown source, unequal shapes.
+        ValueError: For a number of atoms below 1 or above L, an unknown source or projection,
+            unequal shapes.
     """
     depth = len(blocks)
-    if not isinstance(num_atoms, int) or isinstance(num_atoms, bool) or num_atoms < 1:
-        raise ValueError(f'num_atoms must be an integer >= 1, got {num_atoms!r}')
+    num_atoms = check_num_atoms(num_atoms)
+    _check_dictionaries(dictionaries, [name for names in layout.values() for name in names])
     if num_atoms > depth:
         raise ValueError(
             f'num_atoms={num_atoms} is larger than the number of layers, {depth}: nothing would be '
@@ -175,28 +185,56 @@ def share_linears(
         like = blocks[0].get_parameter(f'{_path_of(layout, first)}.weight')
         banks[key] = AtomBank(num_atoms, *shapes[first], device=like.device, dtype=like.dtype)
 
-    shared = {name: num_atoms for names in layout.values() for name in names if name in bank_of}
+    shared = [name for names in layout.values() for name in names if name in bank_of]
+    drawn = draw_coefficients(dictionaries, dict.fromkeys(dictionaries, num_atoms), depth)
+    drawn = {name: drawn[name] for name in shared}
+    like = next(banks.parameters())
     sources, generator = _build_sources(
-        coefficients, depth, shared, coef, coef_embed_dim, coef_hidden_dim, next(banks.parameters())
+        coefficients, drawn, coef, coef_embed_dim, coef_hidden_dim, like.device, like.dtype
     )
     for block, source in zip(blocks, sources, strict=True):
         block.coef = source
-        for path, names in layout.items():
-            if not any(name in bank_of for name in names):
-                continue
-            of_name = {n: cast(AtomBank, banks[bank_of[n]]) for n in names if n in bank_of}
-            parent, _, child = path.rpartition('.')
-            owner = block.get_submodule(parent)
-            setattr(owner, child, SharedLinear(getattr(owner, child), names, of_name, source))
+        for path, stacked in layout.items():
+            of_name = {n: cast(AtomBank, banks[bank_of[n]]) for n in stacked if n in bank_of}
+            if of_name:
+                parent, _, child = path.rpartition('.')
+                owner = block.get_submodule(parent)
+                shared_linear = SharedLinear(getattr(owner, child), stacked, of_name, source)
+                setattr(owner, child, shared_linear)
     return banks, generator
 
 
-def _path_of(layout: Mapping[str, Sequence[str]], name: str) -> str:
+def _check_dictionaries(dictionaries: Mapping[str, Sequence[str]], known: list[str]) -> None:
+    named = [name for names in dictionaries.values() for name in names]
+    if not named or len(set(named)) < len(named) or not set(named) <= set(known):
+        raise ValueError(
+            f'dictionaries={dict(dictionaries)!r} is not valid, expected each to name different '
+            f'projections out of {known}'
+        )
+    if taken := [name for name in named if hasattr(CoefficientSource, name)]:
+        raise ValueError(f'projections cannot be called {taken}: the names are in use')
+
+
+def _sizes(names: Names, out_features: int) -> list[int]:
+    """Number of rows of each projection in a weight with `out_features` rows."""
+    if isinstance(names, Mapping):
+        sizes = list(names.values())
+    else:
+        sizes = [out_features // len(names)] * len(names)
+    if sum(sizes) != out_features:
+        raise ValueError(
+            f'a linear with {out_features} outputs does not stack the projections {names!r}: give '
+            'the number of rows of each, as a mapping'
+        )
+    return sizes
+
+
+def _path_of(layout: Mapping[str, Names], name: str) -> str:
     return next(path for path, names in layout.items() if name in names)
 
 
 def _projection_shapes(
-    blocks: Sequence[nn.Module], layout: Mapping[str, Sequence[str]]
+    blocks: Sequence[nn.Module], layout: Mapping[str, Names]
 ) -> dict[str, tuple[int, int]]:
     """Shape (out, in) of every projection, which all blocks must agree on."""
     shapes: dict[str, tuple[int, int]] = {}
@@ -212,8 +250,8 @@ def _projection_shapes(
                 raise ValueError(
                     f'block {index}: {path!r} is a {type(linear).__name__}, expected a Linear'
                 )
-            shape = (linear.out_features // len(names), linear.in_features)
-            for name in names:
+            for name, rows in zip(names, _sizes(names, linear.out_features), strict=True):
+                shape = (rows, linear.in_features)
                 if shapes.setdefault(name, shape) != shape:
                     raise ValueError(
                         f'projection {name!r} is {shape} in block {index} and {shapes[name]} before '
@@ -224,14 +262,14 @@ def _projection_shapes(
 
 def _build_sources(
     kind: str,
-    depth: int,
-    num_atoms: Mapping[str, int],
+    drawn: Mapping[str, torch.Tensor],
     coef: Mapping[str, torch.Tensor] | None,
     embed_dim: int,
     hidden_dim: int,
-    like: torch.Tensor,
+    device: torch.device,
+    dtype: torch.dtype,
 ) -> tuple[list[CoefficientSource], CoefficientGenerator | None]:
-    """One source of coefficients per block, initialised, on the device and dtype of `like`."""
+    """One source of coefficients per block: given (`coef`), or starting from those `drawn`."""
     if kind not in COEFFICIENT_KINDS:
         raise ValueError(f'coefficients={kind!r} is unknown, expected one of {COEFFICIENT_KINDS}')
     if (coef is not None) != (kind == 'frozen'):
@@ -239,29 +277,26 @@ def _build_sources(
             "coefficients='frozen' needs the matrix C as `coef`, and the other sources take none; "
             f'got coefficients={kind!r} with coef={"None" if coef is None else "a matrix"}'
         )
-    device, dtype = like.device, like.dtype
-    generator = None
-    sources: list[CoefficientSource]
+    depth = len(next(iter(drawn.values())))
     if kind == 'mlp':
+        num_atoms = {name: rows.shape[1] for name, rows in drawn.items()}
         generator = CoefficientGenerator(num_atoms, embed_dim, hidden_dim, device, dtype)
-        sources = [MlpCoefficients(generator, device, dtype) for _ in range(depth)]
-    else:
-        if coef is None:
-            coef = {name: orthogonal_coefficients(depth, num) for name, num in num_atoms.items()}
-        for name, num in num_atoms.items():
-            if name not in coef:
-                raise ValueError(f'coef has no entry for projection {name!r}, only {list(coef)}')
-            if tuple(coef[name].shape) != (depth, num):
-                raise ValueError(
-                    f'coef[{name!r}] has shape {tuple(coef[name].shape)}, expected (number of layers, '
-                    f'num_atoms) = ({depth}, {num})'
-                )
-        source_cls = FrozenCoefficients if kind == 'frozen' else DirectCoefficients
-        sources = [
-            source_cls({n: coef[n][i].to(device=device, dtype=dtype) for n in num_atoms})
+        generated = [MlpCoefficients(generator, device, dtype) for _ in range(depth)]
+        assign_coefficients(generated, drawn)
+        return list(generated), generator
+    if coef is None:
+        return [
+            DirectCoefficients({n: c[i].to(device, dtype) for n, c in drawn.items()})
             for i in range(depth)
-        ]
-    if kind == 'mlp':
-        targets = {name: orthogonal_coefficients(depth, num) for name, num in num_atoms.items()}
-        assign_coefficients(sources, targets)
-    return sources, generator
+        ], None
+    for name, rows in drawn.items():
+        if name not in coef:
+            raise ValueError(f'coef has no entry for projection {name!r}, only {list(coef)}')
+        if coef[name].shape != rows.shape:
+            raise ValueError(
+                f'coef[{name!r}] has shape {tuple(coef[name].shape)}, expected (number of layers, '
+                f'num_atoms) = {tuple(rows.shape)}'
+            )
+    return [
+        FrozenCoefficients({n: coef[n][i] for n in drawn}, device, dtype) for i in range(depth)
+    ], None

@@ -17,9 +17,24 @@ from timm.models import clean_state_dict, load_state_dict
 from timm.models.vision_transformer import checkpoint_filter_fn as vit_checkpoint_filter_fn
 from torch import nn
 
-from masa_vit.layers import AtomBank, CoefficientGenerator, CoefficientSource, SharedLinear
+from masa_vit.layers import (
+    AtomBank,
+    CoefficientGenerator,
+    CoefficientSource,
+    FrozenCoefficients,
+    SharedLinear,
+)
 
 _logger = logging.getLogger(__name__)
+
+_WEIGHT_SUFFIXES = ('.pth', '.pt', '.tar', '.bin', '.ckpt', '.safetensors')
+
+DENSE_INTO_MASA = (
+    'The model shares its attention weights, and a dense model cannot be loaded into it: turning one '
+    'into the other is lossy and never done in silence. Compress it, which approximates its weights '
+    'by atoms, or train the MASA model from scratch; for a dense model use its timm name without '
+    '"masa".'
+)
 
 
 def checkpoint_filter_fn(state_dict: dict[str, Any], model: nn.Module) -> dict[str, Any]:
@@ -39,27 +54,25 @@ def adapt_state_dict(model: nn.Module, state_dict: MutableMapping[str, Any], pre
         ValueError: For a dense checkpoint, other dictionaries, another number of atoms, or direct
             coefficients for a model with an MLP.
     """
-    for name, module in model.named_modules():
-        if isinstance(module, SharedLinear) and f'{prefix}{name}.weight' in state_dict:
-            raise ValueError(
-                f"the checkpoint is dense ('{prefix}{name}.weight'), the model shares its attention "
-                'weights. A dense model cannot be loaded into a MASA model: turning one into the '
-                'other is lossy and never done in silence. Compress it, which approximates its '
-                'weights by atoms, or train the MASA model from scratch; for a dense model use its '
-                'timm name without "masa".'
-            )
-    _check_banks(model, state_dict, prefix)
+    if not _check_banks(model, state_dict, prefix):
+        for name, module in model.named_modules():
+            if isinstance(module, SharedLinear) and f'{prefix}{name}.weight' in state_dict:
+                raise ValueError(
+                    f"the checkpoint is dense ('{prefix}{name}.weight'). {DENSE_INTO_MASA}"
+                )
     _adapt_coefficients(model, state_dict, prefix)
+    _check_frozen(model, state_dict, prefix)
 
 
-def _check_banks(model: nn.Module, state_dict: Mapping[str, Any], prefix: str) -> None:
+def _check_banks(model: nn.Module, state_dict: Mapping[str, Any], prefix: str) -> bool:
+    """Whether the state dict holds banks; ValueError if they are not the model's."""
     found = {
         match[1]: value
         for key, value in state_dict.items()
         if (match := re.fullmatch(rf'{re.escape(prefix)}banks\.(\w+)\.atoms', key))
     }
     if not found:
-        return
+        return False
     banks = model.get_submodule('banks')
     own = {name: bank.atoms for name, bank in banks.named_children() if isinstance(bank, AtomBank)}
     if set(found) != set(own):
@@ -74,6 +87,24 @@ def _check_banks(model: nn.Module, state_dict: Mapping[str, Any], prefix: str) -
                 f'the checkpoint has S={found[name].shape[0]} atoms in dictionary {name!r}, the model '
                 f'{atoms.shape[0]}: create the model with num_atoms={found[name].shape[0]}'
             )
+    return True
+
+
+def _check_frozen(model: nn.Module, state_dict: Mapping[str, Any], prefix: str) -> None:
+    """Refuse to replace coefficients that the user gave by others."""
+    for path, module in model.named_modules():
+        if not isinstance(module, FrozenCoefficients):
+            continue
+        for name, own in module.named_buffers():
+            new = state_dict.get(f'{prefix}{path}.{name}')
+            if new is None or new.is_meta or own.is_meta or new.shape != own.shape:
+                continue
+            if not torch.allclose(new.to(own), own, atol=1e-5):
+                raise ValueError(
+                    f'{prefix}{path}.{name}: the checkpoint has the coefficients {new.tolist()}, the '
+                    f"model was created with the frozen ones {own.tolist()}. Use coefficients='direct' "
+                    "to take those of the checkpoint, or give them as coef=... for 'frozen'."
+                )
 
 
 def _adapt_coefficients(
@@ -93,6 +124,8 @@ def _adapt_coefficients(
                     "which cannot be inverted. Create the model with coefficients='direct', or call "
                     'masa_vit.bake(model) before loading.'
                 )
+        if from_mlp:
+            _check_generator(model.generator, state_dict[f'{prefix}generator.fc1.weight'])
         return
     if not from_mlp:
         return
@@ -119,6 +152,15 @@ def _adapt_coefficients(
     _logger.info(
         'The coefficients of the checkpoint come from an MLP: computed them and dropped the MLP.'
     )
+
+
+def _check_generator(generator: Any, fc1_weight: torch.Tensor) -> None:
+    if fc1_weight.shape != generator.fc1.weight.shape:
+        hidden_dim, embed_dim = fc1_weight.shape
+        raise ValueError(
+            'the coefficient MLP of the checkpoint has other widths than the model: create the model '
+            f'with coef_embed_dim={embed_dim}, coef_hidden_dim={hidden_dim}'
+        )
 
 
 @dataclass
@@ -151,6 +193,11 @@ def read_state_dict(path: str | Path) -> dict[str, torch.Tensor]:
         ValueError: If the file is truncated or not a checkpoint.
     """
     path = Path(path)
+    if path.is_dir():
+        raise FileNotFoundError(
+            f'{str(path)!r} is a folder, not a checkpoint: give a file in it, or create the model of '
+            f"a Hugging Face folder by timm.create_model('local-dir:{path}', pretrained=True)"
+        )
     if not path.is_file():
         raise FileNotFoundError(f'checkpoint {str(path)!r} does not exist')
     try:
@@ -180,7 +227,7 @@ def load_weights(model: nn.Module, source: str | Path, *, prefix: str = '') -> L
     Position and patch embeddings are resampled; a classifier of another size is left as it is.
 
     Args:
-        model: A timm model, ours or any other.
+        model: A timm model, ours or any other, or a wrapper around one.
         source: A `.pth` or `.safetensors` file of the same architecture (a training checkpoint is
             fine, wrapper prefixes are found), or the name of a timm model with pretrained weights.
         prefix: Prefix of the model's tensors in the file, where it cannot be told from the names.
@@ -193,7 +240,8 @@ def load_weights(model: nn.Module, source: str | Path, *, prefix: str = '') -> L
         ValueError: If nothing matches, or shapes differ in more than sizes that can be resampled.
     """
     source = str(source)
-    if not Path(source).is_file() and timm.is_model(source.split('.')[0]):
+    model = _owner_of_patch_embed(model)
+    if _is_model_name(source):
         state_dict = timm.create_model(source, pretrained=True).state_dict()
     else:
         state_dict = read_state_dict(source)
@@ -223,6 +271,18 @@ def load_weights(model: nn.Module, source: str | Path, *, prefix: str = '') -> L
             f'{", ".join(list(state_dict)[:4])}, ..., the model {", ".join(list(own)[:4])}, ...'
         )
     return report
+
+
+def _is_model_name(source: str) -> bool:
+    path = Path(source)
+    is_file = path.exists() or len(path.parts) > 1 or path.suffix in _WEIGHT_SUFFIXES
+    return not is_file and timm.is_model(source.partition('.')[0])
+
+
+def _owner_of_patch_embed(model: nn.Module) -> nn.Module:
+    """The vision transformer inside a wrapper, if there is exactly one; else the module itself."""
+    owners = [module for module in model.modules() if hasattr(module, 'patch_embed')]
+    return owners[0] if len(owners) == 1 else model
 
 
 def _load(model: nn.Module, state_dict: dict[str, Any], source: str) -> Any:

@@ -30,3 +30,10 @@ def test_composed_weights_are_c_times_atoms(small):
 def test_dense_model_has_none(small):
     dense = small('vit_tiny_patch16_224')
     assert coefficients(dense) == {} == coefficients(dense.state_dict())
+
+
+def test_two_models_that_share(small):
+    pair = nn.ModuleDict({'student': small(), 'teacher': small()})
+    for source in (pair, pair.state_dict()):
+        with pytest.raises(ValueError, match='several stacks of blocks'):
+            coefficients(source)

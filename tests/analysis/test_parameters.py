@@ -34,3 +34,9 @@ def test_dense_counts_are_those_of_the_dense_twin(small, kwargs):
     assert (masa.dense_attention, masa.dense_total) == (dense.attention, dense.total)
     folded = count_parameters(masa_vit.fold(small(**kwargs)))
     assert folded == dense
+
+
+def test_attention_pooling_is_no_attention_layer(small):
+    dense = count_parameters(small('vit_tiny_patch16_224', global_pool='map', class_token=False))
+    assert dense.dense_attention == 4 * 4 * 32 * 32
+    assert not dense.shared

@@ -59,8 +59,18 @@ def test_fold_of_a_pruned_model(small, images):
     assert torch.equal(masa_vit.fold(model)(images), model(images))
 
 
+def test_fold_refuses_what_it_would_lose(small):
+    class WithExtras(masa_vit.MasaVisionTransformer):
+        pass
+
+    model = small()
+    model.__class__ = WithExtras
+    with pytest.raises(TypeError, match='would lose what WithExtras adds'):
+        masa_vit.fold(model)
+
+
 def test_nothing_to_fold(small):
-    with pytest.raises(ValueError, match='holds no MASA model'):
+    with pytest.raises(ValueError, match='nothing is shared'):
         masa_vit.fold(small('vit_tiny_patch16_224'))
 
 

@@ -68,3 +68,13 @@ def test_mlp_keeps_float32_under_autocast():
 def test_wrong_width():
     with pytest.raises(ValueError, match='hidden_dim=0'):
         CoefficientGenerator({'q': 3}, embed_dim=8, hidden_dim=0)
+
+
+@pytest.mark.parametrize('dtype', [torch.bfloat16, torch.float16])
+def test_half_precision(dtype):
+    generator = CoefficientGenerator({'q': 3}, embed_dim=16, hidden_dim=16, dtype=dtype)
+    sources = [MlpCoefficients(generator, dtype=dtype) for _ in range(4)]
+    targets = {'q': orthogonal_coefficients(4, 3)}
+    assign_coefficients(sources, targets)
+    for source, row in zip(sources, targets['q'], strict=True):
+        torch.testing.assert_close(source.values()['q'].float(), row, atol=0.1, rtol=0)

@@ -108,6 +108,9 @@ def test_frozen_one_hot_rows_share_whole_matrices():
             },
             r"coef\['q'\] has shape \(4, 3\), expected .* \(4, 2\)",
         ),
+        ({'dictionaries': {}}, r'dictionaries=\{\} is not valid'),
+        ({'dictionaries': {'q': ['query']}}, r'expected each to name different projections out of'),
+        ({'dictionaries': {'a': ['q'], 'b': ['q']}}, r'expected each to name different'),
         (
             {'dictionaries': {'all': ['q', 'up']}},
             r"'q' \(8, 8\) and 'up' \(12, 8\) have unequal shapes",
@@ -128,3 +131,28 @@ def test_layers_of_unequal_shape():
 def test_a_block_without_the_linear():
     with pytest.raises(ValueError, match=r"has no 'attn\.qkv'"):
         share_linears([GatedBlock()], {'attn.qkv': 'qkv'}, {'q': 'q'}, num_atoms=1)
+
+
+def test_projections_of_unequal_size_in_one_linear():
+    """Grouped queries: 8 rows of q, 2 of k, 2 of v."""
+    sizes = {'q': 8, 'k': 2, 'v': 2}
+    blocks = [nn.ModuleDict({'qkv': nn.Linear(8, 12)}) for _ in range(3)]
+    banks, _ = share_linears(blocks, {'qkv': sizes}, {'q': 'q', 'kv': 'kv'}, num_atoms=2)
+    assert banks['q'].atoms.shape == (2, 8, 8)
+    assert banks['kv'].atoms.shape == (2, 2, 8)
+    layer = blocks[1]['qkv']
+    assert layer(torch.randn(3, 8)).shape == (3, 12)
+    assert torch.equal(layer.weight[:8], banks['q'].compose(blocks[1].coef.q))
+    assert torch.equal(layer.weight[10:], banks['kv'].compose(blocks[1].coef.v))
+
+
+def test_rows_that_do_not_fit_the_linear():
+    blocks = [nn.ModuleDict({'qkv': nn.Linear(8, 10)})]
+    with pytest.raises(ValueError, match='10 outputs does not stack the projections'):
+        share_linears(blocks, {'qkv': 'qkv'}, {'q': 'q'}, num_atoms=1)
+
+
+def test_projections_with_a_common_dictionary_start_uncorrelated():
+    model = Stack(num_atoms=4, depth=8)
+    for block in model.blocks:
+        assert abs(float(block.coef.gate @ block.coef.up)) < 1e-5

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import logging
 
+import numpy as np
 import pytest
 import safetensors.torch
 import timm
@@ -35,6 +36,35 @@ def test_dense_checkpoint_into_a_masa_model(small):
     wrapped = nn.Sequential(small())
     with pytest.raises(ValueError, match='the checkpoint is dense'):
         wrapped.load_state_dict({f'0.{key}': value for key, value in state.items()})
+
+
+def test_dense_jax_checkpoint(small, tmp_path):
+    """timm reads .npz by the model's `load_pretrained`, which writes into composed weights."""
+    path = tmp_path / 'dense.npz'
+    np.savez(path, **{'embedding/kernel': np.ones((8, 8, 3, 32), np.float32)})
+    with pytest.raises(ValueError, match='is a dense checkpoint'):
+        small(checkpoint_path=str(path))
+    with pytest.raises(ValueError, match='is a dense checkpoint'):
+        small().load_pretrained(str(path))
+
+
+def test_less_is_shared_than_in_the_model(small):
+    with pytest.raises(ValueError, match=r"projections='qkv'"):
+        small().load_state_dict(small(projections='qkv').state_dict())
+
+
+def test_other_widths_of_the_coefficient_mlp(small):
+    narrow = small(coefficients='mlp', coef_embed_dim=16, coef_hidden_dim=24)
+    with pytest.raises(ValueError, match='coef_embed_dim=16, coef_hidden_dim=24'):
+        small(coefficients='mlp').load_state_dict(narrow.state_dict())
+
+
+def test_frozen_coefficients_are_not_replaced(small):
+    one_hot = torch.eye(2)[[0, 0, 1, 1]].tolist()
+    model = small(coefficients='frozen', coef=one_hot)
+    with pytest.raises(ValueError, match='created with the frozen ones'):
+        model.load_state_dict(small().state_dict())
+    model.load_state_dict(small(coefficients='frozen', coef=one_hot).state_dict())
 
 
 def test_another_number_of_atoms(small):
@@ -139,9 +169,24 @@ def test_pickled_objects_are_not_loaded(small, tmp_path):
         load_weights(small(), path)
 
 
-def test_no_such_file(small, tmp_path):
-    with pytest.raises(FileNotFoundError, match=r'nowhere\.pth. does not exist'):
-        load_weights(small(), tmp_path / 'nowhere.pth')
+@pytest.mark.parametrize('name', ['nowhere.pth', 'vit_tiny_masa_s2.pth', 'a/vit_tiny_masa_s2'])
+def test_no_such_file(small, name):
+    with pytest.raises(FileNotFoundError, match='does not exist'):
+        load_weights(small(), name)
+
+
+def test_a_folder(small, tmp_path):
+    with pytest.raises(FileNotFoundError, match=r'is a folder.*local-dir:'):
+        load_weights(small(), tmp_path)
+
+
+def test_into_a_wrapper(small, images, tmp_path):
+    trained, features = small(), small(features_only=True)
+    torch.save(trained.state_dict(), tmp_path / 'weights.pth')
+    report = load_weights(features, tmp_path / 'weights.pth')
+    assert 'banks.q.atoms' in report.matched
+    expected = trained.forward_intermediates(images, indices=[3], intermediates_only=True)[0]
+    assert torch.equal(features(images)[-1], expected)
 
 
 def test_nothing_matches(small, tmp_path):

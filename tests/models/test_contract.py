@@ -277,7 +277,7 @@ def test_ddp_with_checkpointing_equals_one_process(small, free_port):
     workers = [context.Process(target=_train_rank, args=(r, free_port, queue)) for r in range(2)]
     for worker in workers:
         worker.start()
-    states = dict(queue.get(timeout=120) for _ in workers)
+    states = dict(queue.get(timeout=240) for _ in workers)
     for worker in workers:
         worker.join(60)
         assert worker.exitcode == 0

@@ -188,6 +188,25 @@ def test_parameter_groups(small, coefficients):
     assert scale[id(model.banks['o'].atoms)] == scale[id(model.blocks[2].mlp.fc1.weight)]
 
 
+def test_half_precision_from_the_start(small):
+    for kwargs in ({}, {'coefficients': 'mlp'}):
+        model = small(dtype=torch.bfloat16, **kwargs)
+        assert model(torch.randn(1, 3, 32, 32, dtype=torch.bfloat16)).dtype == torch.bfloat16
+
+
+def test_frozen_coefficients_survive_the_meta_device(small):
+    given = torch.eye(2)[[0, 1, 1, 0]].tolist()
+    with torch.device('meta'):
+        model = small(coefficients='frozen', coef=given)
+    model.to_empty(device='cpu')
+    model.init_weights()
+    assert [block.coef.q.tolist() for block in model.blocks] == given
+
+
+def test_common_dictionary_is_the_same_in_any_order(small):
+    assert list(small(dictionaries=['vq', 'k', 'o']).banks) == ['qv', 'k', 'o']
+
+
 def test_no_pretrained_weights_is_a_clear_error(small, caplog):
     with pytest.raises(RuntimeError, match=r'[Nn]o pretrained weights'):
         small(pretrained=True)
@@ -203,6 +222,10 @@ def test_no_pretrained_weights_is_a_clear_error(small, caplog):
         ({'dictionaries': ['qk', 'v']}, r"names each shared projection \('qkvo'\) once"),
         ({'dictionaries': 'qkvo'}, r"dictionaries='qkvo' is not valid, expected a list"),
         ({'coefficients': 'softmax'}, r"coefficients='softmax' is unknown"),
+        (
+            {'coefficients': 'frozen', 'coef': [[1.0, 0.0]] * 4, 'fix_init': True},
+            r'fix_init=True scales the output projections',
+        ),
         ({'coefficients': 'frozen', 'coef': [[1.0, 0.0]]}, r'has shape \(1, 2\), expected'),
     ],
 )

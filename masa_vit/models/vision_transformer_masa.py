@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+from typing import Any, cast
 
 import torch
 from timm.data import IMAGENET_INCEPTION_MEAN, IMAGENET_INCEPTION_STD
@@ -22,12 +22,13 @@ from torch import nn
 from masa_vit.layers import (
     AtomBank,
     CoefficientSource,
+    FrozenCoefficients,
     SharedLinear,
     assign_coefficients,
-    orthogonal_coefficients,
+    draw_coefficients,
     share_linears,
 )
-from masa_vit.models.checkpoint import adapt_state_dict, checkpoint_filter_fn
+from masa_vit.models.checkpoint import DENSE_INTO_MASA, adapt_state_dict, checkpoint_filter_fn
 
 __all__ = ['MasaVisionTransformer']
 
@@ -64,7 +65,8 @@ class MasaVisionTransformer(VisionTransformer):
                 Default: each projection has its own (the paper's choice).
             coefficients: Source of the coefficients: 'direct' (trainable), 'mlp' (the paper's:
                 block embeddings through a three-layer MLP) or 'frozen' (given by `coef`).
-            coef: For 'frozen': C (L, S) for all projections, or a dict from letter to C.
+            coef: For 'frozen': C (L, S) for all projections, or a dict from letter to C. Lists
+                travel with the model's configuration (`save_for_hf`), tensors do not.
             coef_embed_dim: For 'mlp': size of the embedding of a block.
             coef_hidden_dim: For 'mlp': width of the MLP.
             weight_init: As in timm; atoms get the init of the dense weights that they stand for.
@@ -75,6 +77,11 @@ class MasaVisionTransformer(VisionTransformer):
         """
         super().__init__(*args, weight_init='skip', **kwargs)
         projections = _parse_projections(projections)
+        if self.fix_init and coefficients == 'frozen' and 'o' in projections:
+            raise ValueError(
+                "fix_init=True scales the output projections by depth, coefficients='frozen' keeps "
+                'them as given: scale the rows of `coef` for o by hand, by (2 (l + 1)) ** -0.5'
+            )
         self.banks, self.generator = share_linears(
             self.blocks,
             LAYOUT,
@@ -99,18 +106,19 @@ class MasaVisionTransformer(VisionTransformer):
         super().init_weights(mode, needs_reset=needs_reset)
         mode = mode or self.weight_init_mode
         init_dense = get_init_weights_vit(mode)
-        coefs: dict[str, torch.Tensor] = {}
         for index, block in enumerate(self.blocks):
             for path in LAYOUT:
                 shared = block.get_submodule(path)
                 if isinstance(shared, SharedLinear):
                     _init_shared_linear(shared, f'blocks.{index}.{path}', index, init_dense)
-                    for name, bank in shared.banks.items():
-                        if name not in coefs:
-                            coefs[name] = orthogonal_coefficients(len(self.blocks), bank.num_atoms)
+        num_atoms = {key: cast(AtomBank, bank).num_atoms for key, bank in self.banks.items()}
+        coefs = draw_coefficients({key: key for key in num_atoms}, num_atoms, len(self.blocks))
         if self.fix_init and 'o' in coefs:
             scales = [_fix_init_scale(index) for index in range(len(self.blocks))]
-            coefs['o'] /= torch.tensor(scales).unsqueeze(1)
+            coefs['o'] = coefs['o'] / torch.tensor(scales, device='cpu').unsqueeze(1)
+        for source in self._sources():
+            if isinstance(source, FrozenCoefficients):
+                source.reset_parameters()
         assign_coefficients(self._sources(), coefs)
 
     def fix_init_weight(self) -> None:
@@ -154,6 +162,11 @@ class MasaVisionTransformer(VisionTransformer):
         middle = (r'^(?:banks|generator)\.', (len(self.blocks) // 2,))
         return {**groups, 'blocks': [*groups['blocks'], middle]}
 
+    @torch.jit.ignore
+    def load_pretrained(self, checkpoint_path: str, prefix: str = '') -> None:
+        """Refuse JAX checkpoints (.npz), by which timm loads dense models."""
+        raise ValueError(f'{checkpoint_path!r} is a dense checkpoint. {DENSE_INTO_MASA}')
+
     def _load_from_state_dict(
         self, state_dict: dict[str, Any], prefix: str, *args: Any, **kwargs: Any
     ) -> None:
@@ -183,7 +196,7 @@ def _init_shared_linear(
     if shared.bias is not None:
         shared.bias.copy_(dense.bias)
     written: set[AtomBank] = set()
-    for name, rows in zip(shared.names, dense.weight.chunk(len(shared.names)), strict=True):
+    for name, rows in zip(shared.names, dense.weight.split(shared.sizes), strict=True):
         bank = shared.banks.get(name)
         if bank is None:
             getattr(shared, f'dense_{name}').copy_(rows)
@@ -211,12 +224,16 @@ def _parse_dictionaries(dictionaries: Sequence[str] | None, projections: str) ->
             f"projection ({projections!r}) once, e.g. ('qv', 'k', 'o') for a dictionary common to "
             'q and v'
         )
-    return {names: names for names in dictionaries}
+    ordered = [''.join(sorted(names, key=PROJECTIONS.index)) for names in dictionaries]
+    return {names: names for names in ordered}
 
 
 def _parse_coef(coef: Any, projections: str) -> dict[str, torch.Tensor]:
     of_name = coef if isinstance(coef, Mapping) else dict.fromkeys(projections, coef)
-    return {name: torch.as_tensor(rows, dtype=torch.float32) for name, rows in of_name.items()}
+    return {
+        name: torch.as_tensor(rows, dtype=torch.float32, device='cpu')
+        for name, rows in of_name.items()
+    }
 
 
 def _cfg(url: str = '', **kwargs: Any) -> dict[str, Any]:
@@ -261,10 +278,10 @@ default_cfgs = generate_default_cfgs(
 def dense_architecture(name: str) -> str:
     """Return the timm architecture that a MASA architecture folds to.
 
-    ``vit_base_masa_s4`` -> ``vit_base_patch16_224``.
+    ``vit_base_masa_s4`` -> ``vit_base_patch16_224``; '' for a name that is not one of ours.
     """
-    _, size, _ = name.split('_', 2)
-    return f'vit_{size}_patch16_224'
+    size = next((size for size in SIZES if name.startswith(f'vit_{size}_masa_')), None)
+    return f'vit_{size}_patch16_224' if size else ''
 
 
 def _create_vision_transformer_masa(
