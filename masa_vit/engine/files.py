@@ -7,6 +7,7 @@ import logging
 import os
 import pickle
 import tempfile
+import zipfile
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -93,22 +94,29 @@ def read_checkpoint(path: str | Path) -> dict[str, Any]:
             f'checkpoint {str(path)!r} does not exist{_others(path.parent)}. Give the path of a '
             'file that training wrote (work_dirs/<config>/epoch_<n>.pth).'
         )
+    # torch writes zip files, before 1.6 pickles; told here, for mmengine's loader would first warn
+    # at length that it cannot load the rest of a broken file safely
+    if not zipfile.is_zipfile(path) and path.open('rb').read(2) != b'\x80\x02':
+        raise _unreadable(path, 'no end of file')
     try:
         checkpoint = CheckpointLoader.load_checkpoint(
             str(path), map_location='cpu', logger=logging.getLogger(__name__)
         )
     except (RuntimeError, EOFError, OSError, pickle.UnpicklingError, KeyError, ValueError) as error:
-        raise ValueError(
-            f'checkpoint {str(path)!r} ({path.stat().st_size:,} bytes) cannot be read: it is '
-            f'truncated or no PyTorch file ({_first_line(error)}). Use another checkpoint'
-            f'{_others(path.parent, but=path)}.'
-        ) from error
+        raise _unreadable(path, _first_line(error)) from error
     if not isinstance(checkpoint, dict) or 'state_dict' not in checkpoint:
         raise ValueError(
             f'checkpoint {str(path)!r} holds no `state_dict`; expected a file that training wrote. '
             'Plain weights go into a model through `init_from` in its config.'
         )
     return checkpoint
+
+
+def _unreadable(path: Path, why: str) -> ValueError:
+    return ValueError(
+        f'checkpoint {str(path)!r} ({path.stat().st_size:,} bytes) cannot be read: it is truncated '
+        f'or no PyTorch file ({why}). Use another checkpoint{_others(path.parent, but=path)}.'
+    )
 
 
 def find_last_checkpoint(work_dir: str | Path) -> Path:

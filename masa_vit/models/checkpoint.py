@@ -203,7 +203,7 @@ def read_state_dict(path: str | Path) -> dict[str, torch.Tensor]:
     try:
         return load_state_dict(str(path))
     except RuntimeError as error:
-        if 'weights_only' not in str(error):
+        if 'Unsupported globals' not in str(error):
             raise _unreadable(path, error) from error
         raise ValueError(
             f'{str(path)!r} holds pickled objects besides weights, which may run any code and are not '

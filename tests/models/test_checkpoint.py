@@ -152,6 +152,12 @@ def test_truncated_file(small, tmp_path, suffix):
         read_state_dict(path)
 
 
+def test_any_other_file(small, tmp_path):
+    (tmp_path / 'noise.pth').write_bytes(bytes(range(256)) * 20)
+    with pytest.raises(ValueError, match='truncated, or no file of weights'):
+        load_weights(small(), tmp_path / 'noise.pth')
+
+
 def test_masa_checkpoint_into_a_dense_model(small, tmp_path):
     torch.save(small().state_dict(), tmp_path / 'masa.pth')
     with pytest.raises(ValueError, match=r'checkpoint of a MASA model .*banks\.q\.atoms'):
