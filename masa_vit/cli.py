@@ -40,6 +40,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         0 when all went well, 1 after an error (told on stderr), 2 after wrong arguments.
     """
     arguments = list(sys.argv[1:] if argv is None else argv)
+    command = None
     show_traceback = os.environ.get('MASA_VIT_TRACEBACK', '') not in ('', '0')
     try:
         parser, parsers = _parser()
@@ -52,7 +53,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     except SystemExit as stop:  # argparse: 0 after --help, 2 after wrong arguments
         return stop.code if isinstance(stop.code, int) else 1
     except KeyboardInterrupt:
-        print('\ninterrupted; go on with --resume', file=sys.stderr)
+        hint = '; go on with --resume' if command in ('train', 'compare') else ''
+        print(f'\ninterrupted{hint}', file=sys.stderr)
         return 130
     except Exception as error:
         if show_traceback:
@@ -141,12 +143,13 @@ def _test_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument('config', help='path, or masa_vit::cls/<name>.py')
     parser.add_argument('checkpoint', help='a file that training wrote')
     parser.add_argument('--work-dir', help='logs (default: work_dirs/<config name>)')
+    parser.add_argument('--amp', action='store_true', help='mixed precision')
     _add_launcher(parser)
     _add_cfg_options(parser)
 
 
 def _predict_arguments(parser: argparse.ArgumentParser) -> None:
-    from masa_vit.cls import predict
+    from masa_vit.engine import predict
 
     predict.add_arguments(parser)
 
@@ -196,6 +199,8 @@ def _is_rank_0() -> bool:
 
 def _print_outputs(summary: dict[str, Any]) -> None:
     for name, values in summary['metrics'].items():
+        if name.endswith('num_samples'):
+            continue
         best = f'best {values["best"]:.4g}, epoch {values["best_epoch"]}'
         print(f'{name}: {values["last"]:.4g} ({best})')
     for name, path in summary.get('checkpoints', {}).items():
@@ -211,6 +216,7 @@ def _test(args: argparse.Namespace) -> int:
         args.config,
         args.checkpoint,
         args.work_dir,
+        amp=args.amp,
         launcher=args.launcher,
         cfg_options=args.cfg_options,
     )
@@ -221,10 +227,8 @@ def _test(args: argparse.Namespace) -> int:
 
 
 def _predict(args: argparse.Namespace) -> int:
-    from masa_vit.cls import predict
-    from masa_vit.engine.config import load_config
+    from masa_vit.engine import predict
 
-    args.config, args.cfg_options = load_config(args.config, args.cfg_options), None
     return predict.run(args)
 
 

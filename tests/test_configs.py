@@ -16,12 +16,21 @@ from mmengine.registry import DATA_SAMPLERS, DATASETS, FUNCTIONS, HOOKS, MODELS,
 from masa_vit.analysis import count_parameters
 from masa_vit.cls import ImageDataset
 from masa_vit.engine import load_config
+from masa_vit.engine import test as evaluate
 
 ROOT = Path(__file__).parents[1] / 'configs'
 CONFIGS = {path.stem: path for path in sorted((ROOT / 'cls').glob('*.py'))}
 MASA = [name for name in CONFIGS if '_masa_s4_' in name and '_mlp_' not in name]
 # side of the images in the files, by dataset
-SIDES = {'digits': 8, 'cifar10': 32, 'cifar100': 32, 'tiny_imagenet': 64, 'fashion_mnist': 28}
+SIDES = {
+    'digits': 8,
+    'cifar10': 32,
+    'cifar10_torchvision': 32,
+    'cifar100': 32,
+    'cifar100_torchvision': 32,
+    'tiny_imagenet': 64,
+    'fashion_mnist': 28,
+}
 
 
 class Fake(ImageDataset):
@@ -69,7 +78,7 @@ def test_data(name: str) -> None:
     side = SIDES.get(dataset_name(name))
     size = (side, side) if side else (300, 280)
     img_size = cfg.model.model_args.get('img_size', 224)
-    for loader in (cfg.train_dataloader, cfg.val_dataloader, cfg.test_dataloader):
+    for loader in (cfg.train_dataloader, cfg.val_dataloader):
         dataset_cfg = dict(loader.dataset)
         dataset_type = DATASETS.get(dataset_cfg.pop('type'))
         inspect.signature(dataset_type).bind(**dataset_cfg)
@@ -113,21 +122,52 @@ def test_attention_saved(name: str) -> None:
     assert 1 - counts.attention / counts.dense_attention == pytest.approx(expected, abs=2e-3)
 
 
-@pytest.mark.parametrize('name', ['cifar10', 'cifar100'])
-def test_torchvision_variants(name: str) -> None:
-    cfg = Config.fromfile(ROOT / '_base_' / 'datasets' / f'{name}_torchvision.py')
-    for split in ('train', 'val', 'test'):
-        dataset = dict(cfg[f'{split}_dataloader'].dataset)
-        assert dataset.pop('type') == 'TorchvisionDataset'
-        inspect.signature(DATASETS.get('TorchvisionDataset')).bind(**dataset)
-        assert dataset['split'] == ('train' if split == 'train' else 'val')
-        assert ('pipeline' in dataset) == (split == 'train')
+@pytest.mark.parametrize('name', CONFIGS)
+def test_testing_is_left_to_the_validation_data(name: str) -> None:
+    """A test loader of its own would not follow an override of the validation loader."""
+    assert not {'test_dataloader', 'test_evaluator', 'test_cfg'} & set(load_config(CONFIGS[name]))
+
+
+def test_override_of_the_validation_data_reaches_the_test(tmp_path: Path) -> None:
+    small = {'model.model_args.embed_dim': 32, 'model.model_args.depth': 4}
+    config = CONFIGS['vit_tiny_masa_s4_digits']
+    path = tmp_path / 'weights.pth'
+    torch.save({'state_dict': MODELS.build(load_config(config, small).model).state_dict()}, path)
+    for split, count in (('val', 360), ('train', 1437)):
+        options = {**small, 'val_dataloader.dataset.split': split}
+        metrics = evaluate(config, path, tmp_path / split, cfg_options=options)
+        assert metrics['accuracy/num_samples'] == count
+
+
+@pytest.mark.parametrize('platform', ['linux', 'darwin'])
+def test_start_method_is_the_platforms(
+    platform: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with monkeypatch.context() as patch:
+        patch.setattr('sys.platform', platform)
+        cfg = load_config(CONFIGS['vit_tiny_masa_s4_digits'])
+    assert cfg.env_cfg.mp_cfg.mp_start_method == ('fork' if platform == 'linux' else 'spawn')
+    cfg.dump(tmp_path / 'dumped.py')
+    assert load_config(tmp_path / 'dumped.py').to_dict() == cfg.to_dict()
+
+
+@pytest.mark.parametrize('data', ['cifar10', 'cifar100'])
+@pytest.mark.parametrize('kind', ['masa_s4', 'dense'])
+def test_torchvision_variants_differ_in_the_data_only(data: str, kind: str) -> None:
+    name = f'vit_d64_l12_{kind}_{data}'
+    files, downloaded = (load_config(CONFIGS[n]) for n in (name, f'{name}_torchvision'))
+    for split in ('train', 'val'):
+        old, new = (cfg[f'{split}_dataloader'].pop('dataset') for cfg in (files, downloaded))
+        assert new.type == 'TorchvisionDataset'
+        assert new.name == data.upper()
+        assert new.download
+        assert (new.split, new.get('pipeline')) == (split, old.get('pipeline'))
+    downloaded.pop('_data')
+    assert downloaded.to_dict() == files.to_dict()
 
 
 @pytest.mark.parametrize('path', sorted((ROOT / '_base_').rglob('*.py')), ids=lambda p: p.stem)
 def test_base_is_used(path: Path) -> None:
-    if path.stem.endswith('_torchvision'):
-        return  # the documented other source of the same data
     texts = [other.read_text() for other in ROOT.rglob('*.py') if other != path]
     assert any(
         f'{path.parent.name}/{path.name}' in text or f'/{path.name}' in text for text in texts

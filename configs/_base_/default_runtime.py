@@ -1,4 +1,6 @@
 # What every run shares: hooks, logging, seed.
+import sys
+
 default_scope = 'mmengine'
 custom_imports = dict(imports=['masa_vit.cls', 'masa_vit.engine'])
 
@@ -29,7 +31,10 @@ log_level = 'INFO'
 
 env_cfg = dict(
     cudnn_benchmark=True,  # the images of a run have one size
-    mp_cfg=dict(mp_start_method='fork', opencv_num_threads=0),
+    # forking a process that runs threads is unsafe on macOS
+    mp_cfg=dict(
+        mp_start_method='fork' if sys.platform == 'linux' else 'spawn', opencv_num_threads=0
+    ),
     dist_cfg=dict(backend='nccl'),
 )
 randomness = dict(seed=0)

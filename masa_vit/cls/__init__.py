@@ -1,4 +1,4 @@
-"""Image classification on mmengine: classifier, datasets, transforms, accuracy, prediction.
+"""Image classification on mmengine: classifier, datasets, transforms, accuracy.
 
 Needs the ``train`` extra. Importing it registers its classes with mmengine.
 """

@@ -91,7 +91,8 @@ class ImageClassifier(BaseModel):
         Returns:
             by ``mode``: ``'tensor'``: logits (B, classes); ``'loss'``: ``loss``, and ``top1`` of
             the batch in percent where its images are not mixed; ``'predict'``: one
-            ``dict(logits=(classes,))`` in float32 an image.
+            ``dict(logits=(classes,))`` in float32 an image. Without targets, (0,), for no image
+            of the batch could be read, the loss is zero and so are its gradients.
         """
         if mode == 'tensor':
             return self.model(inputs)
@@ -101,6 +102,8 @@ class ImageClassifier(BaseModel):
             raise ValueError(f"mode expects 'tensor', 'loss' or 'predict', got {mode!r}")
         if targets is None:
             raise ValueError("mode='loss' needs targets")
+        if not len(targets):
+            return {'loss': self.model(inputs).float().sum() * 0.0}
         if self.mixup is not None:
             inputs, soft_targets = self._mix(inputs, targets)
             return {'loss': F.cross_entropy(self.model(inputs).float(), soft_targets)}

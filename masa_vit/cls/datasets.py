@@ -9,10 +9,13 @@ from __future__ import annotations
 import logging
 from collections import Counter
 from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from mmengine.dataset import Compose
+from mmengine.dist import broadcast_object_list, is_main_process
 from mmengine.logging import print_log
 from mmengine.registry import DATASETS
 from PIL import Image
@@ -125,7 +128,8 @@ class TorchvisionDataset(ImageDataset):
         data_root: folder of the files.
         split: ``'train'``, or ``'val'`` for what these datasets call test.
         pipeline: see :class:`ImageDataset`.
-        download: fetch the files if they are not in ``data_root``.
+        download: fetch the files if they are not in ``data_root``. Of several processes rank 0
+            does, and the others wait for it; several machines need a folder that they share.
     """
 
     NAMES = ('CIFAR10', 'CIFAR100', 'FashionMNIST')
@@ -145,10 +149,14 @@ class TorchvisionDataset(ImageDataset):
             raise ValueError(
                 f'unknown torchvision dataset {name!r}; known: {", ".join(self.NAMES)}'
             )
+        build = partial(
+            getattr(torchvision.datasets, name),
+            data_root,
+            train=split == 'train',
+            download=download,
+        )
         try:
-            self.data = getattr(torchvision.datasets, name)(
-                data_root, train=split == 'train', download=download
-            )
+            self.data = _rank_0_first(build) if download else build()
         except RuntimeError as error:
             if download:
                 raise
@@ -178,8 +186,11 @@ class ImageFolder(ImageDataset):
         on_error: ``'raise'`` on an image that cannot be read, or ``'skip'`` it: its path is
             logged, its place is taken by a sample with target ``IGNORE_INDEX``, which neither
             training nor the accuracy counts, and ``SkippedImagesHook`` tells how many there were.
+            A path is logged once by every copy of the dataset that meets it: every worker has
+            one, and workers that are not persistent have a new one every epoch.
         cache: keep decoded images in memory, those of a worker in that worker. For small images
             (CIFAR: 150 MB a worker), whose decoding costs more than all the rest of loading.
+        hint: where to get the data; told where its folder is missing.
     """
 
     how_to_get = (
@@ -196,10 +207,12 @@ class ImageFolder(ImageDataset):
         classes: Sequence[str] | None = None,
         on_error: str = 'raise',
         cache: bool = False,
+        hint: str = '',
     ):
         if on_error not in ('raise', 'skip'):
             raise ValueError(f"on_error expects 'raise' or 'skip', got {on_error!r}")
         self.on_error = on_error
+        self._advice = f'{self.how_to_get}\n{hint}'.rstrip()
         self._cache: dict[int, np.ndarray] | None = {} if cache else None
         self.root = Path(data_root).expanduser() / split
         names = self._find_classes(classes)
@@ -209,12 +222,12 @@ class ImageFolder(ImageDataset):
 
     def _find_classes(self, classes: Sequence[str] | None) -> list[str]:
         if not self.root.is_dir():
-            raise FileNotFoundError(f'no data folder {self.root.absolute()}. {self.how_to_get}')
+            raise FileNotFoundError(f'no data folder {self.root.absolute()}. {self._advice}')
         found = sorted(
             path.name for path in self.root.iterdir() if path.is_dir() and path.name[0] != '.'
         )
         if not found:
-            raise FileNotFoundError(f'no class folder in {self.root.absolute()}. {self.how_to_get}')
+            raise FileNotFoundError(f'no class folder in {self.root.absolute()}. {self._advice}')
         if classes is None:
             return found
         if unlisted := sorted(set(found) - set(classes)):
@@ -262,7 +275,8 @@ class ImageFolder(ImageDataset):
         """Any readable image: the pipeline has to make a tensor of the right shape."""
         if message not in self._reported:
             self._reported.add(message)
-            print_log(f'skipped: {message}', 'current', logging.WARNING)
+            # the level that ranks other than 0 show, too
+            print_log(f'skipped: {message}', 'current', logging.ERROR)
         for offset in range(1, min(len(self), 1000)):
             try:
                 return self.load((index + offset) % len(self))
@@ -294,3 +308,23 @@ class ImageNet(ImageFolder):
 def _check_split(split: str) -> None:
     if split not in ('train', 'val'):
         raise ValueError(f"split expects 'train' or 'val', got {split!r}")
+
+
+def _rank_0_first(build: Callable[[], Any]) -> Any:
+    """Call ``build``, which may download, on rank 0, and then on the other ranks.
+
+    What fails on rank 0 is an error on every rank: none is left waiting.
+    """
+    if not is_main_process():
+        failure: list[str | None] = [None]
+        broadcast_object_list(failure)
+        if failure[0] is not None:
+            raise RuntimeError(f'rank 0 failed: {failure[0]}')
+        return build()
+    try:
+        built = build()
+    except Exception as error:
+        broadcast_object_list([f'{type(error).__name__}: {error}'])
+        raise
+    broadcast_object_list([None])
+    return built

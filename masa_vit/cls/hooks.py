@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import logging
+from collections import Counter
 from collections.abc import Sequence
 from typing import Any
 
+import torch
+from mmengine.dist import all_reduce
 from mmengine.hooks import Hook
 from mmengine.model import is_model_wrapper
 from mmengine.registry import HOOKS
@@ -50,15 +53,19 @@ class NumClassesCheckHook(Hook):
 
 @HOOKS.register_module()
 class SkippedImagesHook(Hook):
-    """Tell after every epoch how many images ``on_error='skip'`` left out."""
+    """Tell after every epoch how many images ``on_error='skip'`` left out, on all ranks together.
+
+    An image that a sampler gives twice, so that all ranks have equally many, counts twice.
+    """
 
     priority = 'LOW'
 
     def __init__(self) -> None:
-        self._skipped = 0
+        # by mode: where training goes by iterations, validation happens within its one epoch
+        self._skipped: Counter[str] = Counter()
 
     def _before_epoch(self, runner: Any, mode: str = 'train') -> None:
-        self._skipped = 0
+        self._skipped[mode] = 0
 
     def _after_iter(
         self,
@@ -69,14 +76,17 @@ class SkippedImagesHook(Hook):
         mode: str = 'train',
     ) -> None:
         if isinstance(data_batch, dict) and 'targets' in data_batch:
-            self._skipped += int((data_batch['targets'] == IGNORE_INDEX).sum())
+            self._skipped[mode] += int((data_batch['targets'] == IGNORE_INDEX).sum())
 
     def _after_epoch(self, runner: Any, mode: str = 'train') -> None:
-        if self._skipped:
+        skipped = torch.tensor(self._skipped[mode])
+        all_reduce(skipped)
+        if skipped:
+            # the iteration also makes the text new: the logger drops a warning that it has told
             runner.logger.log(
                 logging.WARNING,
-                f'{mode}: {self._skipped} images of this epoch could not be read and were skipped; '
-                'their paths are logged above',
+                f'{mode}: {skipped.item()} images, on all ranks together, could not be read and were '
+                f'skipped in the epoch up to iteration {runner.iter}; their paths are logged above',
             )
 
 

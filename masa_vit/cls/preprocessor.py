@@ -18,7 +18,9 @@ class ImagePreprocessor(BaseDataPreprocessor):
     """Move a batch to the device and normalise its uint8 images.
 
     Images that a pipeline made float are taken to be normalised and pass as they are. In
-    training, samples whose image could not be read (``on_error='skip'``) leave the batch here.
+    training, samples whose image could not be read (``on_error='skip'``) leave the batch here. Where
+    not one could be read, only the targets leave: other ranks may wait for a forward and backward
+    pass, which needs images to work on.
 
     Args:
         mean: of R, G, B, in 0..255; default: ImageNet's.
@@ -43,10 +45,10 @@ class ImagePreprocessor(BaseDataPreprocessor):
         """``dict(inputs=(B, 3, H, W), targets=(B,))`` -> the same, on the device and float."""
         if training:  # before the move: a look at the targets on a GPU would wait for it
             keep = data['targets'] != IGNORE_INDEX  # (B,)
-            if not keep.all():
+            if not keep.any():
+                data = {**data, 'targets': data['targets'][:0]}
+            elif not keep.all():
                 data = {key: value[keep] for key, value in data.items()}
-                if not len(data['targets']):
-                    raise ValueError('none of the images of a training batch could be read')
         data = self.cast_data(data)
         inputs = data['inputs']
         if inputs.dtype == torch.uint8:

@@ -9,6 +9,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from mmengine.config import Config
+
 from masa_vit.analysis import plot_curves
 from masa_vit.engine.config import load_config
 from masa_vit.engine.files import (
@@ -50,6 +52,8 @@ def compare(
         ValueError: two configs of one name, a work dir that holds other runs, and what `train`
             raises.
     """
+    if resume and work_dir is None:
+        raise ValueError('compare: --resume needs the --work-dir of the comparison to go on with.')
     work_dir = Path(work_dir or f'work_dirs/compare_{time.strftime("%Y%m%d_%H%M%S")}').resolve()
     folders = {work_dir / Path(str(config).rpartition('::')[2]).stem: config for config in configs}
     if len(folders) < len(configs):
@@ -58,9 +62,11 @@ def compare(
             'needs a name of its own, for its folder and its row.'
         )
     for folder, config in folders.items():  # before hours are spent
-        load_config(config, train_options.get('cfg_options'))
+        cfg = load_config(config, train_options.get('cfg_options'))
         if not resume:
             check_work_dir_free(folder)
+        elif summary := _summary_of(folder):
+            _check_same_recipe(cfg, summary, folder)
 
     rows, histories = [], {}
     for number, (folder, config) in enumerate(folders.items(), 1):
@@ -82,6 +88,16 @@ def compare(
 def _summary_of(folder: Path) -> dict[str, Any] | None:
     path = folder / SUMMARY
     return json.loads(path.read_text(encoding='utf-8')) if path.is_file() else None
+
+
+def _check_same_recipe(cfg: Config, summary: dict[str, Any], folder: Path) -> None:
+    now = json.loads(json.dumps(cfg.to_dict(), default=str))
+    for key in ('model', 'train_dataloader', 'param_scheduler', 'train_cfg'):
+        if now.get(key) != summary['config'].get(key):
+            raise ValueError(
+                f'compare: {str(folder)!r} holds a run of another config ({key!r} differs): it '
+                'cannot stand in this comparison. Use another --work-dir, or the same options.'
+            )
 
 
 def _row(folder: Path, config: str, summary: dict[str, Any], metric: str | None) -> dict[str, Any]:
@@ -161,11 +177,11 @@ def _print(rows: list[dict[str, Any]], work_dir: Path) -> None:
     from rich.table import Table
 
     console = Console(soft_wrap=True)
-    metric = rows[0]['metric'] or _HEADER[1]
-    table = Table(title='last epoch; +-: binomial, 95 %')
-    table.add_column(_HEADER[0], no_wrap=True)
-    for column in (metric, *_HEADER[2:]):
-        table.add_column(column, justify='right')
+    metric = (rows[0]['metric'] or _HEADER[1]).rpartition('/')[2]
+    table = Table(title=f'{metric} of the last epoch; +-: binomial, 95 %')
+    table.add_column(_HEADER[0], overflow='fold')
+    for column in (metric, 'attention\nparameters', 'total\nparameters', 'seconds\nper epoch'):
+        table.add_column(column, justify='right', no_wrap=True)
     for row in rows:
         table.add_row(*_cells(row))
     console.print(table)

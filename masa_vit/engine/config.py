@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import difflib
 import inspect
 import re
@@ -31,11 +32,15 @@ PACKAGE = 'masa_vit'
 _EXTRA_KEYS = {
     'activation_checkpointing', 'compile', 'custom_imports', 'efficient_conv_bn_eval',
     'find_unused_parameters', 'model_wrapper_cfg', 'sync_bn', 'tta_model', 'tta_pipeline',
+}  # fmt: skip
+# Customary names of variables, which a config file uses further down and nobody reads afterwards.
+_VARIABLES = {
     'train_pipeline', 'val_pipeline', 'test_pipeline', 'dataset_type', 'data_root', 'backend_args',
     'metainfo', 'train_dataset', 'val_dataset', 'test_dataset', 'vis_backends', 'norm_cfg',
-    'albu_transforms', 'fp16',
+    'albu_transforms', 'image_size',
 }  # fmt: skip
-KNOWN_KEYS = (set(inspect.signature(_Runner.__init__).parameters) - {'self', 'cfg'}) | _EXTRA_KEYS
+_READ_KEYS = (set(inspect.signature(_Runner.__init__).parameters) - {'self', 'cfg'}) | _EXTRA_KEYS
+KNOWN_KEYS = _READ_KEYS | _VARIABLES
 
 
 def config_root() -> Path:
@@ -118,8 +123,17 @@ def load_config(config: str | Path | Config, cfg_options: dict[str, Any] | None 
             ) from error
     if cfg_options:
         before = set(cfg)
+        for option in cfg_options:
+            if option.split('.')[0] in _VARIABLES:
+                raise ValueError(
+                    f'--cfg-options {option}: this is a variable of the config file, which has been '
+                    'read by now. Override the place that uses it, e.g. '
+                    'train_dataloader.dataset.data_root=DIR.'
+                )
         try:
-            cfg.merge_from_dict(cfg_options)
+            cfg.merge_from_dict(
+                copy.deepcopy(cfg_options)
+            )  # it takes `_delete_` out of what it is given
         except (KeyError, TypeError, IndexError, AttributeError, AssertionError) as error:
             raise ValueError(f'--cfg-options {cfg_options}: {error}') from error
         for key in set(cfg) - before - KNOWN_KEYS:

@@ -115,7 +115,10 @@ class Runner(_Runner):
         strict: bool = False,
         revise_keys: list[tuple[str, str]] | None = None,
     ) -> dict[str, Any]:
-        """As mmengine's; strict when resuming or testing.
+        """As mmengine's, always onto the CPU; strict when resuming or testing.
+
+        Loading copies to the parameters' device anyhow. On a GPU the step counters of AdamW would
+        stay there and cost a synchronisation each, and MPS has no float64.
 
         Raises:
             ValueError: a strictly loaded checkpoint does not fit the model.
@@ -123,7 +126,7 @@ class Runner(_Runner):
         try:
             return super().load_checkpoint(
                 filename,
-                map_location,
+                'cpu',
                 strict=strict or self.strict or self._resume,
                 revise_keys=revise_keys or [(r'^module.', '')],
             )

@@ -62,6 +62,13 @@ class SeededDataset(Dataset):
     def __len__(self) -> int:
         return len(self.dataset)
 
+    def __setattr__(self, name: str, value: Any) -> None:
+        # as reading: mmdet's PipelineSwitchHook replaces the `pipeline` of the loader's dataset
+        if name == 'dataset' or name.startswith('_'):
+            super().__setattr__(name, value)
+        else:
+            setattr(self.dataset, name, value)
+
     def __getattr__(self, name: str) -> Any:
         # `dataset` is missing while unpickling; batched fetching would pass by __getitem__
         if name in ('dataset', '__getitems__'):

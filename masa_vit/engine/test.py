@@ -20,6 +20,7 @@ def test(
     checkpoint: str | Path,
     work_dir: str | Path | None = None,
     *,
+    amp: bool = False,
     launcher: str = 'none',
     cfg_options: dict[str, Any] | None = None,
 ) -> dict[str, float]:
@@ -30,6 +31,7 @@ def test(
             validation set is used.
         checkpoint: a file that training wrote; it must fit the config's model exactly.
         work_dir: where the log goes, in a folder of its own; by default as in training.
+        amp: evaluate in mixed precision.
         launcher: as in training.
         cfg_options: overrides by dotted key.
 
@@ -56,6 +58,8 @@ def test(
         cfg.pop(key, None)
     for part in _PARTS:
         cfg.pop(f'val_{part}', None)
+    if amp:
+        cfg.test_cfg.fp16 = True  # mmengine's name; on a CPU it is bfloat16
     cfg.work_dir = str(choose_work_dir(cfg, work_dir) / 'test')
     cfg.resume, cfg.load_from = False, str(checkpoint)
 

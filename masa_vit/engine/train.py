@@ -12,6 +12,7 @@ from typing import Any
 import torch
 import torch.distributed as dist
 from mmengine.config import Config
+from mmengine.device import get_device
 
 from masa_vit.engine.config import explain_build_error, load_config
 from masa_vit.engine.files import (
@@ -44,7 +45,8 @@ def train(
         work_dir: where the run's files go; by default the config's `work_dir`, or
             `work_dirs/<name of the config>`.
         resume: 'auto' continues from the work dir's last checkpoint, a path from that file. The run
-            goes on from the last finished epoch as if it had never stopped, with its own seed.
+            goes on from the last finished epoch as if it had never stopped, with its own seed, to
+            its own end.
         amp: mixed precision: bfloat16, or float16 with a loss scale on a GPU without it.
         seed: of all random numbers; by default the config's `randomness.seed`, or a random one.
         auto_scale_lr: scale the learning rate by batch size over `auto_scale_lr.base_batch_size`.
@@ -56,7 +58,7 @@ def train(
 
     Raises:
         ValueError: a mistyped key or argument, a work dir that holds another run, a checkpoint that
-            is truncated or does not fit, another seed than the resumed run's.
+            is truncated or does not fit, another seed or length than the resumed run's.
         FileNotFoundError: config, checkpoint or data are missing.
     """
     cfg = load_config(config, cfg_options)
@@ -66,13 +68,12 @@ def train(
     cfg.work_dir = str(choose_work_dir(cfg, work_dir))
     if seed is not None:
         cfg.randomness = dict(cfg.get('randomness') or {}, seed=seed)
-    if resume is None:
-        if not cfg.get('resume'):
-            check_work_dir_free(cfg.work_dir)
-            if cfg.get('load_from') and '://' not in cfg.load_from:
-                read_checkpoint(cfg.load_from)
     if resume is not None or cfg.get('resume'):
         _set_resume(cfg, resume, seed)
+    else:
+        check_work_dir_free(cfg.work_dir)
+        if cfg.get('load_from') and '://' not in cfg.load_from:
+            read_checkpoint(cfg.load_from)
     if amp:
         _set_amp(cfg)
     if auto_scale_lr:
@@ -106,10 +107,14 @@ def _set_resume(cfg: Config, resume: str | Path | None, seed: int | None) -> Non
     The seed must be known before the loaders are built: mmengine takes it up only afterwards,
     so that a run without a fixed seed would see its data in another order.
     """
+    if resume is None and cfg.get('load_from'):
+        resume = cfg.load_from  # resume=True in the config means this file, as in mmengine
     if resume is None or str(resume) == 'auto':
         path = find_last_checkpoint(cfg.work_dir)
     else:
         path = Path(resume)
+    if path.resolve().parent != Path(cfg.work_dir).resolve():
+        check_work_dir_free(cfg.work_dir)
     meta = read_checkpoint(path).get('meta', {})
     if 'epoch' not in meta or 'iter' not in meta:
         raise ValueError(f'checkpoint {str(path)!r} holds weights only; nothing to resume.')
@@ -121,7 +126,22 @@ def _set_resume(cfg: Config, resume: str | Path | None, seed: int | None) -> Non
         )
     if run_seed is not None:
         cfg.randomness = dict(cfg.get('randomness') or {}, seed=run_seed)
+    if 'cfg' in meta:
+        _check_same_length(cfg, Config.fromstring(meta['cfg'], file_format='.py'), path)
     cfg.resume, cfg.load_from = True, str(path)
+
+
+def _check_same_length(cfg: Config, old: Config, path: Path) -> None:
+    """Refuse to resume what is another run: the schedulers' ends lie in the checkpoint."""
+    for key in ('train_cfg.max_epochs', 'train_cfg.max_iters', 'train_dataloader.batch_size'):
+        section, name = key.split('.')
+        new, was = (config.get(section, {}).get(name) for config in (cfg, old))
+        if new != was:
+            raise ValueError(
+                f'{key} is {new}, but {was} in the run of {str(path)!r}: its learning rates are '
+                f'planned for that. Resume with {key}={was}, or start a new run from its weights '
+                '(init_from of a classifier, load_from).'
+            )
 
 
 def _set_amp(cfg: Config) -> None:
@@ -133,7 +153,11 @@ def _set_amp(cfg: Config) -> None:
             f"--amp: optim_wrapper.type is {kind!r}; expected 'OptimWrapper'. Set the precision in "
             'the config instead.'
         )
-    bfloat16 = not torch.cuda.is_available() or torch.cuda.is_bf16_supported()
+    if get_device() not in ('cpu', 'cuda'):
+        raise ValueError(
+            f'--amp works on CPU and CUDA only, this machine trains on {get_device()!r}'
+        )
+    bfloat16 = get_device() == 'cpu' or torch.cuda.is_bf16_supported(including_emulation=False)
     cfg.optim_wrapper.type = 'BFloat16OptimWrapper' if bfloat16 else 'AmpOptimWrapper'
 
 
@@ -156,26 +180,32 @@ def process_group(cfg: Config, launcher: str) -> Iterator[None]:
     if launcher not in LAUNCHERS:
         raise ValueError(f'launcher is {launcher!r}; expected one of {", ".join(LAUNCHERS)}.')
     cfg.launcher = launcher
-    started = False
+    had_group = dist.is_available() and dist.is_initialized()
     if launcher == 'pytorch':
         if 'LOCAL_RANK' not in os.environ:
             raise ValueError(
                 "launcher 'pytorch' works under torchrun only: "
                 'torchrun --nproc-per-node 2 tools/train.py CONFIG --launcher pytorch'
             )
+        if get_device() not in ('cpu', 'cuda'):
+            raise ValueError(
+                f"launcher 'pytorch' works on CPU and CUDA only, this machine trains on "
+                f'{get_device()!r}'
+            )
         if not torch.cuda.is_available():
-            cfg.model_wrapper_cfg = {
+            cfg.model_wrapper_cfg = {  # as mmengine makes it, but for the device
                 'type': 'MMDistributedDataParallel',
+                'find_unused_parameters': cfg.get('find_unused_parameters', False),
+                'broadcast_buffers': False,
                 **(cfg.get('model_wrapper_cfg') or {}),
                 'device_ids': None,
             }
-            if not dist.is_initialized():
+            if not had_group:
                 dist.init_process_group('gloo')
-                started = True
     try:
         yield
     finally:
-        if started:
+        if not had_group and dist.is_available() and dist.is_initialized():
             dist.destroy_process_group()
 
 
@@ -199,5 +229,5 @@ def dist_barrier() -> None:
 
 def _device_name() -> str:
     world = dist.get_world_size() if dist.is_available() and dist.is_initialized() else 1
-    name = torch.cuda.get_device_name() if torch.cuda.is_available() else 'CPU'
+    name = torch.cuda.get_device_name() if torch.cuda.is_available() else get_device().upper()
     return f'{world} x {name}' if world > 1 else name

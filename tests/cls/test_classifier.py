@@ -15,6 +15,8 @@ from mmengine.registry import MODELS
 from safetensors.torch import save_file
 from torch import nn
 
+from masa_vit.cls.datasets import IGNORE_INDEX
+
 Tiny = Callable[..., dict]
 
 
@@ -76,6 +78,23 @@ def test_mixup_takes_every_batch_size(tiny: Tiny, size: int, mode: str) -> None:
     assert set(loss) == {'loss'}
     expected = -(soft * model(images).log_softmax(1)).sum(1).mean()
     assert loss['loss'].item() == pytest.approx(expected.item(), rel=1e-5)
+
+
+@pytest.mark.parametrize('mixup', [None, dict(mixup_alpha=0.8)])
+def test_a_batch_without_a_readable_image_teaches_nothing(tiny: Tiny, mixup: dict | None) -> None:
+    model = MODELS.build(tiny(mixup=mixup))
+    optimizer = OptimWrapper(
+        torch.optim.SGD(model.parameters(), lr=0.1), clip_grad=dict(max_norm=1.0)
+    )
+    before = {k: v.clone() for k, v in model.state_dict().items()}
+    unreadable = batch() | {'targets': torch.full((8,), IGNORE_INDEX)}
+    assert model.train_step(unreadable, optimizer)['loss'] == 0
+    assert all(torch.equal(before[k], v) for k, v in model.state_dict().items())
+    assert model.train_step(batch(), optimizer)['loss'] > 0
+    data = model.data_preprocessor(unreadable, training=True)
+    model(**data, mode='loss')['loss'].backward()
+    # every parameter takes part, which DistributedDataParallel asks for
+    assert all(p.grad is not None and not p.grad.any() for p in model.parameters())
 
 
 def test_trains(tiny: Tiny) -> None:

@@ -1,15 +1,20 @@
 from __future__ import annotations
 
+import re
+from functools import partial
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 import torchvision.datasets
+from mmengine.config import Config
 from mmengine.dataset import default_collate
+from mmengine.dataset.utils import worker_init_fn
 from mmengine.registry import DATASETS
 from PIL import Image
 from torch._utils import ExceptionWrapper
+from torch.utils.data import DataLoader
 
 from masa_vit.cls.datasets import IGNORE_INDEX, UnreadableImageError
 
@@ -75,8 +80,49 @@ def test_missing_folder(tmp_path: Path) -> None:
         build(tmp_path / 'nowhere')
     assert 'train_dataloader.dataset.data_root=DIR' in str(error.value)
     (tmp_path / 'empty').mkdir()
-    with pytest.raises(FileNotFoundError, match='no class folder'):
-        build(tmp_path / 'empty', split='')
+    with pytest.raises(FileNotFoundError, match=r'no class folder(.|\n)*=DIR\nask Ann'):
+        build(tmp_path / 'empty', split='', hint='ask Ann')
+
+
+@pytest.mark.parametrize('split', ['train', 'val'])
+@pytest.mark.parametrize('name', ['cifar10', 'cifar100'])
+def test_cifar_configs_say_how_to_download(
+    name: str, split: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    configs = Path(__file__).parents[2] / 'configs'
+    cfg = Config.fromfile(configs / '_base_' / 'datasets' / f'{name}.py')
+    with pytest.raises(FileNotFoundError, match=f'data/{name}/{split}') as error:
+        DATASETS.build(cfg[f'{split}_dataloader'].dataset)
+    named = re.findall(r'masa_vit::(\S+\.py)', str(error.value))
+    assert len(named) == 2
+    assert all((configs / path).is_file() for path in named)
+
+
+def test_spawned_worker_gives_the_same_batches(image_root: Path) -> None:
+    """Nothing that a worker needs is left behind where processes are not forked."""
+    shift = [dict(type='RandomCrop', height=16, width=16), dict(type='HorizontalFlip')]
+    colour = [dict(type='ColorJitter', brightness=0.5), dict(type='RandomHorizontalFlip')]
+    data = build(
+        image_root,
+        pipeline=[
+            dict(type='Albumentations', transforms=shift),
+            dict(type='TorchvisionTransform', transforms=colour),
+            dict(type='TimmTransform', input_size=16, is_training=True, re_prob=0.5),
+        ],
+    )
+    seed = partial(worker_init_fn, num_workers=1, rank=0, seed=3)
+
+    def batches(**kwargs) -> list[dict]:
+        generator = torch.Generator()  # starting must not draw from the global one
+        return list(DataLoader(data, 6, collate_fn=default_collate, generator=generator, **kwargs))
+
+    seed(0)
+    expected = batches()
+    found = batches(num_workers=1, multiprocessing_context='spawn', worker_init_fn=seed)
+    for batch, other in zip(expected, found, strict=True):
+        assert torch.equal(batch['inputs'], other['inputs'])
+        assert torch.equal(batch['targets'], other['targets'])
 
 
 def test_empty_class_folder_is_named(image_root: Path) -> None:

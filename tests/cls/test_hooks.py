@@ -3,9 +3,14 @@ from __future__ import annotations
 import uuid
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
+import torch
+from mmengine.registry import HOOKS
 from mmengine.runner import Runner
+
+from masa_vit.cls.datasets import IGNORE_INDEX
 
 Tiny = Callable[..., dict]
 
@@ -71,16 +76,36 @@ def test_other_classes_in_validation(runner: Callable[..., Runner], image_root: 
 
 @pytest.mark.parametrize('kept', ['train', 'val'])
 def test_skipped_images_are_counted(
-    runner: Callable[..., Runner], image_root: Path, kept: str, capfd: pytest.CaptureFixture
+    runner: Callable[..., Runner], image_root: Path, kept: str
 ) -> None:
     bad = next((image_root / kept).rglob('*.png'))
     bad.write_bytes(bad.read_bytes()[:100])
     run = runner(on_error='skip')
-    warnings: list[str] = []
-    run.logger.log = lambda level, text: warnings.append(text)  # type: ignore[method-assign]
     run.train()
-    told = [text for text in warnings if 'could not be read' in text]
-    assert len(told) == 2, 'one line an epoch'
-    assert all(text.startswith(f'{kept}: 1 images') for text in told)
+    log = next((image_root.parent / 'run').glob('*/*.log')).read_text()
+    assert log.count(f'skipped: cannot read the image {bad}') == 1
+    for iteration in (4, 8):  # one line an epoch, of 24 images in batches of 6
+        line = (
+            f'{kept}: 1 images, on all ranks together, could not be read and were skipped in the '
+        )
+        assert log.count(f'{line}epoch up to iteration {iteration};') == 1
+    assert log.count('were skipped') == 2
     expected = 11 if kept == 'val' else 12
     assert run.message_hub.get_scalar('val/accuracy/num_samples').current() == expected
+
+
+def test_validation_within_an_epoch_does_not_reset_the_count() -> None:
+    """As when training goes by iterations."""
+    told: list[str] = []
+    log = SimpleNamespace(log=lambda level, text: told.append(text))
+    run = SimpleNamespace(logger=log, iter=7)
+    hook = HOOKS.build(dict(type='SkippedImagesHook'))
+    batch = {'targets': torch.tensor([0, IGNORE_INDEX])}
+    hook.before_train_epoch(run)
+    hook.after_train_iter(run, 0, batch)
+    hook.before_val_epoch(run)
+    hook.after_val_iter(run, 0, batch)
+    hook.after_val_epoch(run)
+    hook.after_train_iter(run, 1, batch)
+    hook.after_train_epoch(run)
+    assert [text.partition(' images')[0] for text in told] == ['val: 1', 'train: 2']

@@ -39,6 +39,9 @@ def test_compare_and_resume(configs, tmp_path, capsys):
 
     with pytest.raises(ValueError, match='holds another run'):
         compare(configs, work_dir, cfg_options=OPTIONS)
+    options = {**OPTIONS, 'train_dataloader.batch_size': 2}
+    with pytest.raises(ValueError, match=r"another config \('train_dataloader' differs\)"):
+        compare(configs, work_dir, resume=True, cfg_options=options)
     # one finished, one that never began
     shutil.rmtree(work_dir / 'plain')
     before = (work_dir / 'shared' / 'epoch_1.pth').stat().st_mtime_ns
@@ -49,6 +52,8 @@ def test_compare_and_resume(configs, tmp_path, capsys):
 
 def test_mistakes_are_found_before_the_first_training(configs, tmp_path, monkeypatch):
     monkeypatch.setattr('masa_vit.engine.compare.train', lambda *_, **__: pytest.fail('trained'))
+    with pytest.raises(ValueError, match='--resume needs the --work-dir'):
+        compare(configs, resume=True)
     with pytest.raises(ValueError, match='file names in common'):
         compare([configs[0], configs[0]], tmp_path / 'pair')
     with pytest.raises(FileNotFoundError, match='absent'):

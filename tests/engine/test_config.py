@@ -91,3 +91,10 @@ def test_build_errors_name_the_place(toy_config):
     assert 'train_dataloader.dataset.type' in message
     assert 'Did you mean ToyData' in message
     assert explain_build_error(KeyError('something else'), cfg) is None
+
+
+def test_overriding_a_variable_of_the_file_is_no_override(tmp_path):
+    path = tmp_path / 'variable.py'
+    path.write_text("data_root = 'a'\ntrain_dataloader = dict(dataset=dict(data_root=data_root))\n")
+    with pytest.raises(ValueError, match=r'variable of the config file.*dataset\.data_root'):
+        load_config(path, {'data_root': 'b'})

@@ -59,3 +59,15 @@ def test_main_process_is_left_alone_and_the_dataset_shows_through():
     assert dataset.flavour == 'sweet'
     assert not hasattr(dataset, 'bitter')
     assert pickle.loads(pickle.dumps(dataset)).flavour == 'sweet'
+
+
+def test_the_pipeline_of_the_wrapped_dataset_can_be_replaced():
+    """mmdet's PipelineSwitchHook does it to the loader's dataset."""
+
+    class Data(torch.utils.data.Dataset):
+        pipeline = 'first'
+
+    data = Data()
+    seeded = SeededDataset(data, seed=0, rank=0)
+    seeded.pipeline = 'second'
+    assert data.pipeline == 'second' == seeded.pipeline

@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import signal
 from pathlib import Path
 
@@ -14,6 +15,7 @@ from masa_vit.engine import test as evaluate
 from masa_vit.engine import train
 
 SHORT = {'train_cfg.max_epochs': 1}
+LONG = {'train_cfg.max_epochs': 2}
 
 
 @pytest.fixture(scope='module')
@@ -23,8 +25,8 @@ def run(tmp_path_factory):
     options = {'model': dict(_delete_=True, type='ToyViT', model_name='vit_tiny_masa_s2', depth=4)}
     config = Config.fromfile(str(Path(toy.__file__).with_name('toy_config.py')))
     config.merge_from_dict(options)
-    config.filename = None
-    return folder, config, train(config, folder, seed=1, cfg_options={'train_cfg.max_epochs': 2})
+    vars(config)['_filename'] = None  # a config in memory
+    return folder, config, train(config, folder, seed=1, cfg_options=LONG)
 
 
 def test_summary(run):
@@ -130,16 +132,57 @@ def test_resume_needs_a_checkpoint_and_the_same_seed(run, tmp_path):
         train(config, tmp_path / 'x', resume=path)
 
 
-def test_resume_from_a_path_keeps_the_seed_and_goes_on(run, tmp_path):
-    _, config, first = run
-    summary = train(
-        config,
-        tmp_path / 'longer',
-        resume=first['checkpoints']['last'],
-        cfg_options={'train_cfg.max_epochs': 3},
-    )
+def contents(folder):
+    return {path: path.stat().st_mtime_ns for path in folder.rglob('*')}
+
+
+def test_resume_from_a_path_into_another_folder(run, tmp_path):
+    """It ends as the first run did, whose folder keeps its files, the best checkpoint too."""
+    folder, config, _ = run
+    before = contents(folder)
+    again = tmp_path / 'again'
+    summary = train(config, again, resume=folder / 'epoch_1.pth', cfg_options=LONG)
     assert summary['seed'] == 1
-    assert [record['epoch'] for record in summary['history']] == [1, 2, 3]
+    assert [record['epoch'] for record in summary['history']] == [1, 2]
+    first, second = (
+        torch.load(path / 'epoch_2.pth', weights_only=True)['state_dict']
+        for path in (folder, again)
+    )
+    assert all(torch.equal(first[key], second[key]) for key in first)
+    assert contents(folder) == before
+
+    before = contents(again)
+    with pytest.raises(ValueError, match='holds another run'):
+        train(config, again, resume=folder / 'epoch_1.pth', cfg_options=LONG)
+    assert contents(again) == before
+
+
+def test_a_moved_run_finds_its_best_checkpoint(run, tmp_path):
+    folder, config, _ = run
+    moved = tmp_path / 'moved'
+    shutil.copytree(folder, moved)
+    for name in ('epoch_2.pth', 'summary.json'):
+        (moved / name).unlink()
+    (moved / 'last_checkpoint').write_text(str(folder / 'nowhere' / 'epoch_1.pth'))
+    before = contents(folder)
+    summary = train(config, moved, resume='auto', cfg_options=LONG)
+    assert Path(summary['checkpoints']['best']).parent == moved
+    assert len(list(moved.glob('best_*.pth'))) == 1
+    assert contents(folder) == before
+
+
+@pytest.mark.parametrize(
+    ('option', 'message'),
+    [
+        ({'train_cfg.max_epochs': 5}, r'train_cfg\.max_epochs is 5, but 2 in the run'),
+        ({**LONG, 'train_dataloader.batch_size': 2}, r'train_dataloader\.batch_size is 2, but 4'),
+    ],
+)
+def test_another_length_is_another_run(run, tmp_path, option, message):
+    folder, config, _ = run
+    with pytest.raises(ValueError, match=message):
+        train(config, tmp_path / 'x', resume=folder / 'epoch_1.pth', cfg_options=option)
+    assert not (tmp_path / 'x').exists()
 
 
 def test_mistakes_in_typed_dicts_name_their_place(toy_config, tmp_path):
@@ -154,10 +197,15 @@ def test_mistakes_in_typed_dicts_name_their_place(toy_config, tmp_path):
 def test_amp(toy_config, tmp_path):
     summary = train(toy_config, tmp_path, amp=True, cfg_options=SHORT)
     assert summary['config']['optim_wrapper']['type'] == 'BFloat16OptimWrapper'
+    exact, amp = (
+        evaluate(toy_config, summary['checkpoints']['last'], tmp_path / str(on), amp=on)['error']
+        for on in (False, True)
+    )
+    assert amp != exact
+    assert amp == pytest.approx(exact, rel=0.1)
+    options = {**SHORT, 'optim_wrapper.type': 'X'}
     with pytest.raises(ValueError, match='--amp'):
-        train(
-            toy_config, tmp_path, amp=True, resume='auto', cfg_options={'optim_wrapper.type': 'X'}
-        )
+        train(toy_config, tmp_path, amp=True, resume='auto', cfg_options=options)
 
 
 def test_auto_scale_lr(toy_config, tmp_path, capsys):
@@ -172,20 +220,18 @@ def test_auto_scale_lr(toy_config, tmp_path, capsys):
 
 
 def test_loop_by_iterations_resumes(toy_config, tmp_path):
-    def options(iterations):
-        return {
-            'train_cfg': dict(_delete_=True, by_epoch=False, max_iters=iterations, val_interval=3),
-            'train_dataloader.sampler.type': 'InfiniteSampler',
-            'default_hooks.checkpoint.by_epoch': False,
-            'default_hooks.checkpoint.interval': 3,
-            'param_scheduler': None,
-            'log_processor': dict(by_epoch=False),
-        }
-
-    train(toy_config, tmp_path / 'whole', seed=1, cfg_options=options(9))
-    train(toy_config, tmp_path / 'half', seed=1, cfg_options=options(6))
-    train(toy_config, tmp_path / 'half', resume='auto', cfg_options=options(9))
-    a, b = (torch.load(tmp_path / d / 'iter_9.pth', weights_only=True) for d in ('whole', 'half'))
+    options = {
+        'train_cfg': dict(_delete_=True, by_epoch=False, max_iters=9, val_interval=3),
+        'train_dataloader.sampler.type': 'InfiniteSampler',
+        'default_hooks.checkpoint.by_epoch': False,
+        'default_hooks.checkpoint.interval': 3,
+        'param_scheduler': None,
+        'log_processor': dict(by_epoch=False),
+    }
+    whole, again = tmp_path / 'whole', tmp_path / 'again'
+    train(toy_config, whole, seed=1, cfg_options=options)
+    train(toy_config, again, resume=whole / 'iter_6.pth', cfg_options=options)
+    a, b = (torch.load(path / 'iter_9.pth', weights_only=True) for path in (whole, again))
     assert all(torch.equal(v, b['state_dict'][k]) for k, v in a['state_dict'].items())
 
 

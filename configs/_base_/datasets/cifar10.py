@@ -1,9 +1,14 @@
 # CIFAR-10: 32x32 pixels, 10 classes, as a folder of images: data/cifar10/{train,val}/CLASS/*.png.
-# To let torchvision fetch its own copy instead, inherit from cifar10_torchvision.py.
+# cifar10_torchvision.py lets torchvision download it instead.
 data_preprocessor = dict(
     type='ImagePreprocessor',
     mean=[125.3, 123.0, 113.9],
     std=[63.0, 62.1, 66.7],
+)
+_hint = (
+    'A config that downloads CIFAR-10 instead: '
+    'masa_vit::cls/vit_d64_l12_masa_s4_cifar10_torchvision.py, its dense twin: '
+    'masa_vit::cls/vit_d64_l12_dense_cifar10_torchvision.py'
 )
 train_pipeline = [
     dict(
@@ -27,6 +32,7 @@ train_dataloader = dict(
         data_root='data/cifar10',
         split='train',
         cache=True,
+        hint=_hint,
         pipeline=train_pipeline,
     ),
 )
@@ -36,8 +42,6 @@ val_dataloader = dict(
     persistent_workers=True,
     sampler=dict(type='DefaultSampler', shuffle=False),
     collate_fn=dict(type='default_collate'),
-    dataset=dict(type='ImageFolder', data_root='data/cifar10', split='val', cache=True),
+    dataset=dict(type='ImageFolder', data_root='data/cifar10', split='val', cache=True, hint=_hint),
 )
 val_evaluator = dict(type='Accuracy', topk=(1, 5))
-test_dataloader = val_dataloader
-test_evaluator = val_evaluator

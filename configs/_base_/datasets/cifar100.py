@@ -1,9 +1,14 @@
 # CIFAR-100: 32x32 pixels, 100 classes, as a folder of images: data/cifar100/{train,val}/CLASS/*.
-# To let torchvision fetch its own copy instead, inherit from cifar100_torchvision.py.
+# cifar100_torchvision.py lets torchvision download it instead.
 data_preprocessor = dict(
     type='ImagePreprocessor',
     mean=[129.3, 124.1, 112.4],
     std=[68.2, 65.4, 70.4],
+)
+_hint = (
+    'A config that downloads CIFAR-100 instead: '
+    'masa_vit::cls/vit_d64_l12_masa_s4_cifar100_torchvision.py, its dense twin: '
+    'masa_vit::cls/vit_d64_l12_dense_cifar100_torchvision.py'
 )
 train_pipeline = [
     dict(
@@ -27,6 +32,7 @@ train_dataloader = dict(
         data_root='data/cifar100',
         split='train',
         cache=True,
+        hint=_hint,
         pipeline=train_pipeline,
     ),
 )
@@ -36,8 +42,8 @@ val_dataloader = dict(
     persistent_workers=True,
     sampler=dict(type='DefaultSampler', shuffle=False),
     collate_fn=dict(type='default_collate'),
-    dataset=dict(type='ImageFolder', data_root='data/cifar100', split='val', cache=True),
+    dataset=dict(
+        type='ImageFolder', data_root='data/cifar100', split='val', cache=True, hint=_hint
+    ),
 )
 val_evaluator = dict(type='Accuracy', topk=(1, 5))
-test_dataloader = val_dataloader
-test_evaluator = val_evaluator

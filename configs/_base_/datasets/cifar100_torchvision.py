@@ -8,4 +8,3 @@ train_dataloader = dict(
     dataset=dict(**_data, split='train', pipeline={{_base_.train_pipeline}}),
 )
 val_dataloader = dict(dataset=dict(**_data, split='val'))
-test_dataloader = val_dataloader

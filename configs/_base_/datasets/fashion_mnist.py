@@ -32,5 +32,3 @@ val_dataloader = dict(
     dataset=dict(**_data, split='val', pipeline=[dict(type='Albumentations', transforms=[_pad])]),
 )
 val_evaluator = dict(type='Accuracy', topk=(1, 5))
-test_dataloader = val_dataloader
-test_evaluator = val_evaluator

@@ -35,5 +35,3 @@ val_dataloader = dict(
     dataset=dict(type='ImageNet', data_root='data/imagenet', split='val', pipeline=[_evaluate]),
 )
 val_evaluator = dict(type='Accuracy', topk=(1, 5))
-test_dataloader = val_dataloader
-test_evaluator = val_evaluator

@@ -35,5 +35,3 @@ val_dataloader = dict(
     dataset=dict(type='ImageFolder', data_root='data/tiny_imagenet', split='val'),
 )
 val_evaluator = dict(type='Accuracy', topk=(1, 5))
-test_dataloader = val_dataloader
-test_evaluator = val_evaluator

@@ -14,4 +14,3 @@ param_scheduler = [
 ]
 train_cfg = dict(by_epoch=True, max_epochs=40, val_interval=2)
 val_cfg = dict()
-test_cfg = dict()

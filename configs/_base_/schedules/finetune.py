@@ -15,4 +15,3 @@ param_scheduler = [
 ]
 train_cfg = dict(by_epoch=True, max_epochs=20, val_interval=1)
 val_cfg = dict()
-test_cfg = dict()

@@ -47,6 +47,7 @@ class SafeCheckpointHook(CheckpointHook):
         """Take up the state of a resumed run."""
         super().before_train(runner)
         self.file_backend = get_file_backend(self.out_dir, backend_args=self.backend_args)
+        self._adopt_best()
         for name, parameter in unwrap(runner.model).named_parameters():
             if name in self._gradients:
                 parameter.grad = self._gradients[name].to(parameter)
@@ -68,6 +69,7 @@ class SafeCheckpointHook(CheckpointHook):
         checkpoint['message_hub'] = _to_plain(checkpoint['message_hub'])
         checkpoint['meta'] = _to_plain(checkpoint['meta'])
         checkpoint['meta']['validated'] = self._validated
+        checkpoint['meta']['world_size'] = get_world_size()
         if 'optimizer' in checkpoint and not runner.optim_wrapper.should_update():
             if get_world_size() == 1:
                 checkpoint['gradients'] = {
@@ -81,6 +83,12 @@ class SafeCheckpointHook(CheckpointHook):
         if 'message_hub' in checkpoint:
             checkpoint['message_hub'] = _from_plain(checkpoint['message_hub'])
         if runner._resume:
+            world_size = checkpoint['meta'].get('world_size', get_world_size())
+            if world_size != get_world_size():
+                raise ValueError(
+                    f'the run to resume had {world_size} processes, this one has '
+                    f'{get_world_size()}: its epochs have another number of steps. Start as many.'
+                )
             self._gradients = checkpoint.get('gradients', {})
             self._validated = checkpoint['meta'].get('validated', True)
 
@@ -118,7 +126,18 @@ class SafeCheckpointHook(CheckpointHook):
         with self.file_backend.deferring() as removals:
             super()._save_best_checkpoint(runner, metrics)
             # a validation repeated after a resume may have written the same name again
-            removals[:] = [path for path in removals if path not in self._best_paths()]
+            # and a run resumed from another folder leaves that folder's files alone
+            removals[:] = [
+                path
+                for path in removals
+                if path not in self._best_paths() and Path(path).parent == Path(self.out_dir)
+            ]
+
+    def _adopt_best(self) -> None:
+        """Find the best checkpoint of a resumed run also where its folder has moved."""
+        best: str | None = getattr(self, 'best_ckpt_path', None)
+        if best and (Path(self.out_dir) / Path(best).name).is_file():
+            self.best_ckpt_path = str(Path(self.out_dir) / Path(best).name)
 
     def _best_paths(self) -> list[str | None]:
         if not self.save_best:

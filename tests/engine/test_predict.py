@@ -9,11 +9,10 @@ from pathlib import Path
 import pytest
 import torch
 from mmengine.config import Config
-from mmengine.registry import DATASETS
+from mmengine.registry import DATASETS, MODELS
 from safetensors.torch import save_file
 
-import masa_vit.engine  # noqa: F401  SafeCheckpointHook, whose files load without pickled code
-from masa_vit.cls.predict import Predictor, add_arguments, find_images, run
+from masa_vit.engine.predict import Predictor, add_arguments, find_images, run
 
 Tiny = Callable[..., dict]
 
@@ -119,6 +118,27 @@ def test_class_names_without_a_checkpoint_that_knows_them(
     assert Predictor(cfg, path, 'cpu').classes == ['cat', 'dog', 'emu']
     options = {'val_dataloader.dataset.data_root': 'nowhere'}
     assert Predictor(cfg, path, 'cpu', options).classes == ['0', '1', '2']
+
+
+def test_shipped_config_by_its_name(tmp_path: Path) -> None:
+    from masa_vit.engine import load_config
+
+    name = 'masa_vit::cls/vit_tiny_masa_s4_digits.py'
+    cfg = load_config(name)
+    path = tmp_path / 'weights.safetensors'
+    save_file(MODELS.build(dict(cfg.model)).model.state_dict(), path)
+    assert Predictor(name, path, 'cpu').classes == list('0123456789')
+    with pytest.raises(ValueError, match="did you mean 'val_dataloader'"):
+        Predictor(name, path, 'cpu', {'val_dataloadr.batch_size': 1})
+    with pytest.raises(FileNotFoundError, match='vit_tiny_masa_s4_digits'):
+        Predictor('masa_vit::cls/vit_tiny_masa_s4_digit.py', path)
+
+
+def test_a_loaded_config_stays_as_it_was(trained: tuple[Config, Path]) -> None:
+    cfg, checkpoint = trained
+    before = cfg.to_dict()
+    Predictor(cfg, checkpoint, 'cpu', {'model.label_smoothing': 0.1})
+    assert cfg.to_dict() == before
 
 
 def test_checkpoint_that_does_not_fit(trained: tuple[Config, Path], tmp_path: Path) -> None:

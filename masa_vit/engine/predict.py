@@ -1,4 +1,4 @@
-"""Classify images with a trained checkpoint: ``masa-vit predict`` and :class:`Predictor`."""
+"""Classify images with a trained checkpoint: `masa-vit predict` and `Predictor`."""
 
 from __future__ import annotations
 
@@ -11,14 +11,15 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from mmengine.config import Config, DictAction
+from mmengine.config import Config
 from mmengine.dataset import Compose, default_collate
 from mmengine.logging import print_log
 from mmengine.registry import DATASETS, MODELS
 from torch import Tensor
 
-from .datasets import UnreadableImageError, read_image
-from .transforms import to_chw
+from masa_vit.cls.datasets import UnreadableImageError, read_image
+from masa_vit.cls.transforms import to_chw
+from masa_vit.engine.config import DictAction, load_config
 
 __all__ = ['Predictor', 'add_arguments', 'find_images', 'run']
 
@@ -27,16 +28,18 @@ class Predictor:
     """A trained classifier, ready for images.
 
     The images go through the config's test (or else validation) pipeline. A checkpoint of a run
-    with ``EMAHook`` gives the averaged weights: they are what mmengine puts into ``state_dict``.
+    with `EMAHook` gives the averaged weights: they are what mmengine puts into `state_dict`.
 
     Args:
-        config: of the training run: a path or a loaded config.
-        checkpoint: ``.pth`` of the run, or ``.safetensors`` of the timm model.
+        config: of the training run: path, `masa_vit::cls/x.py`, or a loaded config.
+        checkpoint: `.pth` of the run, or `.safetensors` of the timm model.
         device: default: a GPU if there is one.
-        cfg_options: overrides of the config.
+        cfg_options: overrides by dotted key.
 
     Raises:
-        ValueError: if the checkpoint does not fit the config's model in every tensor.
+        FileNotFoundError: config or checkpoint are missing.
+        ValueError: a mistyped key, or the checkpoint does not fit the config's model in every
+            tensor.
     """
 
     def __init__(
@@ -46,13 +49,12 @@ class Predictor:
         device: str | torch.device | None = None,
         cfg_options: dict | None = None,
     ):
-        cfg = config.copy() if isinstance(config, Config) else Config.fromfile(config)
-        cfg.merge_from_dict(cfg_options or {})
+        cfg = load_config(config, cfg_options)
         loader = cfg.get('test_dataloader') or cfg.get('val_dataloader')
         if loader is None:
             raise ValueError('the config has neither test_dataloader nor val_dataloader')
         self.pipeline = Compose(loader.dataset.get('pipeline', []))
-        model_cfg = cfg.model
+        model_cfg = dict(cfg.model)
         if 'data_preprocessor' in cfg:
             model_cfg.setdefault('data_preprocessor', cfg.data_preprocessor)
         self.device = torch.device(device or ('cuda' if torch.cuda.is_available() else 'cpu'))
@@ -74,11 +76,11 @@ class Predictor:
             images: paths.
             topk: how many classes to name, the likeliest first; at most all are named.
             batch_size: images a forward pass.
-            on_error: ``'raise'`` or ``'skip'`` an image that cannot be read; the latter's entry
-                has ``error`` in place of ``predictions``.
+            on_error: `'raise'` or `'skip'` an image that cannot be read; the latter's entry
+                has `error` in place of `predictions`.
 
         Returns:
-            one ``dict(path, predictions=[dict(name, index, probability), ...])`` an image.
+            one `dict(path, predictions=[dict(name, index, probability), ...])` an image.
         """
         if topk < 1 or batch_size < 1:
             raise ValueError(f'topk and batch_size expect at least 1, got {topk} and {batch_size}')
@@ -151,8 +153,8 @@ def find_images(sources: Sequence[str | Path]) -> list[Path]:
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Add the arguments of ``masa-vit predict``."""
-    parser.add_argument('config', help='config of the training run')
+    """Add the arguments of `masa-vit predict`."""
+    parser.add_argument('config', help='of the training run: path, or masa_vit::cls/<name>.py')
     parser.add_argument('checkpoint', help='.pth of the run, or .safetensors of the timm model')
     parser.add_argument('images', nargs='+', help='image files, folders (recursive), patterns')
     parser.add_argument('--topk', type=int, default=5, help='classes to name (default: 5)')
@@ -172,7 +174,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    """Run ``masa-vit predict``; ``args.config`` may be a loaded config."""
+    """Run `masa-vit predict`."""
     if args.out and args.out.exists() and not args.force:
         raise FileExistsError(f'{args.out} exists; --force overwrites it')
     if args.out and not args.out.absolute().parent.is_dir():
