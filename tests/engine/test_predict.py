@@ -176,8 +176,12 @@ def test_unreadable_image(
 
 
 def test_table_of_odd_names(
-    trained: tuple[Config, Path], tmp_path: Path, capsys: pytest.CaptureFixture
+    trained: tuple[Config, Path],
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
+    monkeypatch.setenv('COLUMNS', '300')  # a terminal that is wide enough for the path
     (tmp_path / '[b]').mkdir()
     bad = tmp_path / '[b]' / 'a[1].png'
     bad.write_text('no image')
