@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import importlib
 import os
 import sys
 import traceback
@@ -232,9 +233,21 @@ def _predict(args: argparse.Namespace) -> int:
     return predict.run(args)
 
 
+def _need(*packages: str) -> None:
+    """Refuse at once what would fail at its end for want of a package of the `train` extra."""
+    for package in packages:
+        try:
+            importlib.import_module(package)
+        except ImportError as error:
+            raise ImportError(
+                f'this command needs {package}, which is not installed: pip install "masa-vit[train]"'
+            ) from error
+
+
 def _inspect(args: argparse.Namespace) -> int:
     from masa_vit.analysis import inspect_atoms
 
+    _need('rich', 'matplotlib')
     return inspect_atoms.run(args)
 
 
@@ -256,6 +269,7 @@ def _compare(args: argparse.Namespace) -> int:
 def _benchmark(args: argparse.Namespace) -> int:
     from masa_vit.analysis import benchmark
 
+    _need('rich')
     return benchmark.run(args)
 
 

@@ -88,14 +88,29 @@ def test_tools_call_the_command():
     assert 'masa-vit train' in result.stdout
 
 
-def test_missing_extra_is_named(tmp_path):
-    (tmp_path / 'mmengine.py').write_text("raise ModuleNotFoundError(name='mmengine')\n")
+@pytest.mark.parametrize(
+    ('package', 'arguments'),
+    [
+        ('mmengine', ['train', 'x.py']),
+        ('rich', ['inspect', 'vit_tiny_masa_s4', '--out', 'atoms']),
+        ('matplotlib', ['inspect', 'vit_tiny_masa_s4', '--out', 'atoms']),
+        ('rich', ['benchmark', 'vit_tiny_masa_s4', '--pairs', '1000']),
+    ],
+)
+def test_missing_extra_is_named_at_once(tmp_path, package, arguments):
+    """Before anything is timed or written."""
+    (tmp_path / f'{package}.py').write_text(f"raise ModuleNotFoundError(name='{package}')\n")
     result = subprocess.run(
-        [sys.executable, '-m', 'masa_vit.cli', 'train', 'x.py'],
+        [sys.executable, '-m', 'masa_vit.cli', *arguments],
         env={**os.environ, 'PYTHONPATH': f'{tmp_path}{os.pathsep}{ROOT}'},
         capture_output=True,
         text=True,
+        cwd=tmp_path,
+        timeout=120,
     )
+    assert [path.name for path in tmp_path.iterdir() if path.name != '__pycache__'] == [
+        f'{package}.py'
+    ]
     assert result.returncode == 1
     assert 'masa-vit[train]' in result.stderr
     assert 'Traceback' not in result.stderr
