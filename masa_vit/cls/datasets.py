@@ -18,8 +18,9 @@ from mmengine.dataset import Compose
 from mmengine.dist import broadcast_object_list, is_main_process
 from mmengine.logging import print_log
 from mmengine.registry import DATASETS
-from PIL import Image
 from torch.utils.data import Dataset
+
+from masa_vit.images import UnreadableImageError, read_image
 
 from .transforms import to_chw
 
@@ -36,28 +37,6 @@ IGNORE_INDEX = -100
 """Target of an image that could not be read and was skipped; also cross entropy's own default."""
 
 Transforms = Sequence[dict | Callable[[dict], dict]]
-
-
-class UnreadableImageError(ValueError):
-    """A file that should be an image and is not; the message names it."""
-
-    def __init__(self, message: str):
-        # torch re-raises a worker's error with the worker's traceback before the message
-        super().__init__(message.rpartition('UnreadableImageError: ')[2].strip())
-
-
-def read_image(path: str | Path) -> np.ndarray:
-    """Read a file as an (H, W, 3) uint8 array.
-
-    Raises:
-        UnreadableImageError: names a file that is truncated, broken, absent or no image.
-    """
-    try:
-        with Image.open(path) as image:
-            return np.array(image.convert('RGB'))
-    # Pillow raises SyntaxError for broken PNGs, its DecompressionBombError is no OSError
-    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
-        raise UnreadableImageError(f'cannot read the image {path}: {error}') from error
 
 
 class ImageDataset(Dataset):

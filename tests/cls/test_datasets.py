@@ -16,7 +16,8 @@ from PIL import Image
 from torch._utils import ExceptionWrapper
 from torch.utils.data import DataLoader
 
-from masa_vit.cls.datasets import IGNORE_INDEX, UnreadableImageError
+from masa_vit.cls.datasets import IGNORE_INDEX
+from masa_vit.images import UnreadableImageError
 
 
 def build(root: Path, split: str = 'train', **kwargs):

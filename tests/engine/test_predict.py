@@ -12,7 +12,9 @@ from mmengine.config import Config
 from mmengine.registry import DATASETS, MODELS
 from safetensors.torch import save_file
 
-from masa_vit.engine.predict import Predictor, add_arguments, find_images, run
+from masa_vit.engine.classify import Predictor
+from masa_vit.engine.predict import add_arguments, run
+from masa_vit.images import find_images
 
 Tiny = Callable[..., dict]
 
