@@ -2,23 +2,19 @@
 
 from __future__ import annotations
 
-import difflib
 import inspect
 import logging
-import re
 from typing import Any
 
-import timm
 import torch
 import torch.nn.functional as F
 from mmengine.logging import print_log
 from mmengine.model import BaseModel
 from mmengine.registry import MODELS
 from timm.data.mixup import Mixup, mixup_target
-from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor, nn
 
-import masa_vit  # noqa: F401  registers our names with timm
+from masa_vit.models import create_model
 
 __all__ = ['ImageClassifier']
 
@@ -79,10 +75,6 @@ class ImageClassifier(BaseModel):
             level = logging.WARNING if report.missing else logging.INFO
             print_log(f'initial weights from {self.init_from}:\n{report}', 'current', level)
 
-    def group_models(self) -> dict[str, nn.Module]:
-        """Submodules, by name, that know the optimizer groups of their parameters."""
-        return {'model': self.model}
-
     def forward(
         self, inputs: Tensor, targets: Tensor | None = None, mode: str = 'tensor'
     ) -> Tensor | dict[str, Tensor] | list[dict[str, Tensor]]:
@@ -128,35 +120,9 @@ class ImageClassifier(BaseModel):
 
 
 def _create_model(name: str, num_classes: int, args: dict[str, Any]) -> Any:
-    """``timm.create_model``, with errors that a config's author can act on."""
-    # 'hf-hub:' and 'local-dir:' names are timm's to resolve
-    if ':' not in name and not timm.is_model(name):
-        close = difflib.get_close_matches(name, timm.list_models(), n=5)
-        raise ValueError(
-            f'unknown model_name {name!r}; closest names: {", ".join(close) or "none"}. '
-            "See timm.list_models('*masa*') and timm.list_models('vit_*')."
-        )
     if 'num_classes' in args:
         raise ValueError('num_classes belongs beside model_args, not into it')
-    if taken := {'pretrained', 'checkpoint_path'} & set(args):
-        raise ValueError(
-            f'model_args has {sorted(taken)}; initial weights are chosen by init_from, beside '
-            'model_args: a path, or the name of a timm model with pretrained weights'
-        )
-    try:
-        return timm.create_model(name, num_classes=num_classes, **args)
-    except TypeError as error:
-        found = re.search(r"unexpected keyword argument '(\w+)'", str(error))
-        if not found:
-            raise ValueError(f'model_args of {name!r}: {error}; got {args}') from error
-        known = inspect.signature(VisionTransformer).parameters
-        close = difflib.get_close_matches(found[1], known, n=3)
-        raise ValueError(
-            f'model_args of {name!r}: the model takes no {found[1]!r}'
-            + (f'; did you mean {" or ".join(close)}?' if close else '')
-        ) from error
-    except AssertionError as error:  # timm's way to refuse sizes
-        raise ValueError(f'model_args of {name!r}: {error}; got {args}') from error
+    return create_model(name, args, num_classes=num_classes)
 
 
 def _create_mixup(args: dict, label_smoothing: float, num_classes: int) -> Mixup:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import pickle
 import re
-from collections.abc import Mapping, MutableMapping
+from collections.abc import Mapping, MutableMapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -221,16 +221,27 @@ def _unreadable(path: Path, error: Exception) -> ValueError:
     )
 
 
-def load_weights(model: nn.Module, source: str | Path, *, prefix: str = '') -> LoadReport:
+def load_weights(
+    model: nn.Module,
+    source: str | Path,
+    *,
+    prefix: str = '',
+    ignore: Sequence[str] = (),
+    weights: Mapping[str, torch.Tensor] | None = None,
+) -> LoadReport:
     """Load weights into a timm model for fine-tuning, at any image size and number of classes.
 
-    Position and patch embeddings are resampled; a classifier of another size is left as it is.
+    Position and patch embeddings are resampled; a classifier of another size is left as it is. Class
+    and register tokens that the model has not are dropped, with their position embeddings.
 
     Args:
         model: A timm model, ours or any other, or a wrapper around one.
         source: A `.pth` or `.safetensors` file of the same architecture (a training checkpoint is
             fine, wrapper prefixes are found), or the name of a timm model with pretrained weights.
-        prefix: Prefix of the model's tensors in the file, where it cannot be told from the names.
+        prefix: Of the tensors that count, e.g. 'backbone.'; what else stands before the model's names
+            in the file is found by itself.
+        ignore: Beginnings of the names of tensors that are not wanted; they are reported as dropped.
+        weights: The state dict of `source`, where it has been read already.
 
     Returns:
         What matched, was resized, dropped, missing or unexpected.
@@ -241,7 +252,9 @@ def load_weights(model: nn.Module, source: str | Path, *, prefix: str = '') -> L
     """
     source = str(source)
     model = _owner_of_patch_embed(model)
-    if _is_model_name(source):
+    if weights is not None:
+        state_dict = dict(weights)
+    elif _is_model_name(source):
         state_dict = timm.create_model(source, pretrained=True).state_dict()
     else:
         state_dict = read_state_dict(source)
@@ -256,6 +269,10 @@ def load_weights(model: nn.Module, source: str | Path, *, prefix: str = '') -> L
         )
     report = LoadReport(source)
     _drop_classifier(model, state_dict, own, report)
+    _drop_prefix_tokens(model, state_dict, report)
+    for key in [key for key in state_dict if key.startswith(tuple(ignore))]:
+        del state_dict[key]
+        report.dropped.append(key)
     before = {key: value.shape for key, value in state_dict.items()}
     if hasattr(model, 'patch_embed'):
         state_dict = checkpoint_filter_fn(state_dict, model)
@@ -304,11 +321,12 @@ def _load(model: nn.Module, state_dict: dict[str, Any], source: str) -> Any:
 def _strip_prefix(
     state_dict: dict[str, Any], own: Mapping[str, Any], prefix: str
 ) -> dict[str, Any]:
-    """Keep the tensors under the prefix that fits most of the model's, without the prefix."""
-    candidates = {prefix}
-    if not prefix:
-        probe = list(own)[:8]
-        candidates |= {key[: -len(k)] for k in probe for key in state_dict if key.endswith(f'.{k}')}
+    """Keep what lies under `prefix` and, in there, under the prefix that fits most of the model's."""
+    state_dict = {k.removeprefix(prefix): v for k, v in state_dict.items() if k.startswith(prefix)}
+    probe = list(own)[:8]
+    candidates = {key[: -len(k)] for k in probe for key in state_dict if key.endswith(f'.{k}')} | {
+        ''
+    }
     best = max(sorted(candidates), key=lambda p: sum(p + key in state_dict for key in own))
     return {key.removeprefix(best): v for key, v in state_dict.items() if key.startswith(best)}
 
@@ -325,3 +343,14 @@ def _drop_classifier(
             if key in state_dict and (key not in own or own[key].shape != state_dict[key].shape):
                 del state_dict[key]
                 report.dropped.append(key)
+
+
+def _drop_prefix_tokens(model: Any, state_dict: dict[str, Any], report: LoadReport) -> None:
+    """Drop class and register tokens for a model without any, as backbones of detectors are."""
+    if getattr(model, 'num_prefix_tokens', None) != 0:
+        return
+    dropped = [key for key in ('cls_token', 'reg_token') if key in state_dict]
+    count = sum(state_dict.pop(key).shape[1] for key in dropped)
+    report.dropped.extend(dropped)
+    if count and not model.no_embed_class and 'pos_embed' in state_dict:
+        state_dict['pos_embed'] = state_dict['pos_embed'][:, count:]

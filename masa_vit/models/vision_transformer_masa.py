@@ -278,9 +278,12 @@ default_cfgs = generate_default_cfgs(
 def dense_architecture(name: str) -> str:
     """Return the timm architecture that a MASA architecture folds to.
 
-    ``vit_base_masa_s4`` -> ``vit_base_patch16_224``; '' for a name that is not one of ours.
+    ``vit_base_masa_s4``, or short ``vit_b_masa_s4``, -> ``vit_base_patch16_224``; '' for a name that
+    is not one of ours.
     """
-    size = next((size for size in SIZES if name.startswith(f'vit_{size}_masa_')), None)
+    size = next(
+        (s for s in SIZES if name.startswith((f'vit_{s}_masa_', f'vit_{s[0]}_masa_'))), None
+    )
     return f'vit_{size}_patch16_224' if size else ''
 
 

@@ -43,7 +43,6 @@ def test_modes(tiny: Tiny, name: str) -> None:
     assert out['top1'] == 100 * (logits.argmax(1) == data['targets']).float().mean()
     predictions = model(**data, mode='predict')
     assert torch.equal(torch.stack([p['logits'] for p in predictions]), logits)
-    assert model.group_models() == {'model': model.model}
     with pytest.raises(ValueError, match=r"mode expects .* got 'train'"):
         model(**data, mode='train')
     with pytest.raises(ValueError, match='needs targets'):
