@@ -6,7 +6,7 @@ from collections import Counter
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from typing import Any, cast
+from typing import Any
 
 import torch
 from mmengine.logging import print_log
@@ -33,11 +33,11 @@ class _Group:
 class LayerDecayOptimWrapperConstructor(DefaultOptimWrapperConstructor):
     """Layer-wise learning rates and weight decay as the model itself places its parameters.
 
-    The model names, in `group_models() -> dict[str, nn.Module]`, its submodules that know their
-    parameters, by their path in it; timm then groups each by the submodule's `group_matcher()` and
-    `no_weight_decay()`. A model without that method is taken as such a module itself if it has
-    a `group_matcher`. All other parameters (necks, heads) get the full learning rate.
-    One-dimensional parameters (norms, biases) are never decayed.
+    Every submodule with a `group_matcher()` (a timm model, within a classifier or the backbone of
+    a detector) is grouped by timm, by that method and `no_weight_decay()`. All other parameters
+    (necks, heads) get the full learning rate; they are the layer after the last one of a timm model
+    without a classifier of its own, as in ViTDet. One-dimensional parameters (norms, biases) are
+    never decayed.
 
     Groups of equal settings are merged, the one with the full rate first (logs show its rate).
 
@@ -104,7 +104,9 @@ class LayerDecayOptimWrapperConstructor(DefaultOptimWrapperConstructor):
             group.params.extend(params)
             group.names.extend(names[id(p)] for p in params)
 
-        for module in _grouped_modules(model).values():
+        for module in _grouped_modules(model):
+            # timm gives the last layer the full rate, which here belongs to the heads
+            last = 1.0 if _has_classifier(module) else self.layer_decay
             for group in param_groups_layer_decay(
                 module,
                 weight_decay=weight_decay,
@@ -113,7 +115,7 @@ class LayerDecayOptimWrapperConstructor(DefaultOptimWrapperConstructor):
                 else (),
                 layer_decay=self.layer_decay,
             ):
-                add(group['params'], group['lr_scale'], group['weight_decay'])
+                add(group['params'], group['lr_scale'] * last, group['weight_decay'])
         placed = {id(p) for group in merged.values() for p in group.params}
         for parameter in model.parameters():
             if parameter.requires_grad and id(parameter) not in placed:
@@ -130,15 +132,21 @@ class LayerDecayOptimWrapperConstructor(DefaultOptimWrapperConstructor):
             if count[id(parameter)] != int(parameter.requires_grad):
                 raise ValueError(
                     f'parameter {name!r} is in {count[id(parameter)]} optimizer groups, expected '
-                    f'{int(parameter.requires_grad)}; group_models() of {type(model).__name__} '
-                    'must name submodules that do not overlap.'
+                    f'{int(parameter.requires_grad)}: two modules of {type(model).__name__} with a '
+                    'group_matcher() share it.'
                 )
 
 
-def _grouped_modules(model: nn.Module) -> dict[str, Any]:
-    if hasattr(model, 'group_models'):
-        return cast(Any, model).group_models()
-    return {'': model} if hasattr(model, 'group_matcher') else {}
+def _grouped_modules(model: nn.Module) -> list[Any]:
+    """The outermost modules that know the groups of their parameters."""
+    if hasattr(model, 'group_matcher'):
+        return [model]
+    return [found for child in model.children() for found in _grouped_modules(child)]
+
+
+def _has_classifier(module: Any) -> bool:
+    classifier = module.get_classifier() if hasattr(module, 'get_classifier') else module
+    return any(True for _ in classifier.parameters())
 
 
 def _table(groups: list[_Group], lr: float) -> str:

@@ -81,10 +81,25 @@ def test_model_that_knows_nothing():
 
 
 def test_a_parameter_in_two_groups_is_an_error():
-    model = toy.ToyViT('vit_tiny_patch16_224')
-    model.group_models = lambda: {'a': model.body[1], 'b': model.body}
-    with pytest.raises(ValueError, match=r"'body\.1\..*2 optimizer groups"):
+    model = nn.ModuleDict({k: toy.ToyViT('vit_tiny_patch16_224').body[1] for k in 'ab'})
+    model['b'].pos_embed = model['a'].pos_embed
+    with pytest.raises(ValueError, match=r"'a\.pos_embed.*2 optimizer groups"):
         build(model)
+
+
+@pytest.mark.parametrize('name', ['vit_tiny_patch16_224', 'vit_tiny_masa_s2'])
+def test_heads_are_the_layer_after_a_model_without_classifier(name):
+    """As in ViTDet: the last block of a backbone has the rate of the heads times the decay."""
+    model = toy.ToyViT(name)
+    model.body[1].reset_classifier(0, '')
+    model.body[1].norm = nn.Identity()
+    of = settings(model, build(model, layer_decay=0.5))
+    assert of['body.2.weight'] == (1e-2, 0.05)
+    assert of['body.1.blocks.1.mlp.fc1.weight'] == (0.5e-2, 0.05)
+    assert of['body.1.patch_embed.proj.weight'] == (0.125e-2, 0.05)
+    if 'masa' in name:  # of two blocks the middle one is the second
+        assert of['body.1.banks.q.atoms'] == (0.5e-2, 0.05)
+        assert of['body.1.blocks.0.coef.q'] == (0.25e-2, 0.0)
 
 
 @pytest.mark.parametrize(

@@ -48,9 +48,6 @@ class ToyViT(ToyModel):
         picture = nn.Sequential(nn.Unflatten(1, (1, 2, 2)), nn.Upsample((8, 8)))
         self.body = nn.Sequential(picture, vit, nn.Linear(8, 1))
 
-    def group_models(self):
-        return {'body.1': self.body[1]}
-
 
 @DATASETS.register_module(force=True)
 class ToyData(Dataset):
