@@ -1,0 +1,173 @@
+"""COCO annotation files: read one, and tell which of its annotations nobody can train on."""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+from collections import Counter
+from collections.abc import Hashable, Iterable, Sequence
+from typing import Any
+
+__all__ = ['LAYOUT', 'annotation_problem', 'read_coco', 'segmentation_problem', 'some']
+
+LAYOUT = (
+    'Expected data_root/ann_file, as in DIR/annotations/instances_train2017.json, and the images in '
+    'data_root/data_prefix.img, as in DIR/train2017/.\n'
+    'Set data_root, ann_file and data_prefix in the config, or: --cfg-options '
+    'train_dataloader.dataset.data_root=DIR val_dataloader.dataset.data_root=DIR '
+    'val_evaluator.ann_file=DIR/annotations/instances_val2017.json'
+)
+
+
+def read_coco(path: str, with_annotations: bool = True) -> dict:
+    """Read a file in COCO's JSON format and check its structure, not the single annotations.
+
+    Args:
+        path: the file.
+        with_annotations: refuse a file without ``annotations``, which those of COCO's test images
+            are.
+
+    Raises:
+        FileNotFoundError: if there is no such file.
+        ValueError: if it is no JSON, lacks what COCO's format has, or gives an id twice.
+    """
+    where = os.path.abspath(path)
+    if not os.path.isfile(path):
+        raise FileNotFoundError(f'no annotation file {where}.\n{LAYOUT}')
+    try:
+        with open(path, encoding='utf-8') as file:
+            content = json.load(file)
+    except ValueError as error:  # JSONDecodeError, UnicodeDecodeError
+        raise ValueError(
+            f'{where} is no JSON, or was cut short ({error}); expected a file in COCO format'
+        ) from error
+    lists = ['images', 'categories', *(['annotations'] if with_annotations else [])]
+    found = content if isinstance(content, dict) else {}
+    if lacking := [key for key in lists if not isinstance(found.get(key), list)]:
+        has = f'the keys {", ".join(found) or "(none)"}' if found else f'a {type(content).__name__}'
+        raise ValueError(
+            f'{where} is not in COCO format: it has {has}, and no list of {", ".join(lacking)}; '
+            'expected {"images": [...], "annotations": [...], "categories": [...]}'
+        )
+    content.setdefault('annotations', [])
+    _check_entries(where, 'images', content['images'], ('id', 'file_name', 'width', 'height'))
+    _check_entries(where, 'categories', content['categories'], ('id', 'name'))
+    _check_unique(where, 'category names', (entry['name'] for entry in content['categories']))
+    ids = (entry.get('id') for entry in content['annotations'] if isinstance(entry, dict))
+    _check_unique(where, 'annotation ids', (id_ for id_ in ids if id_ is not None))
+    if bad := [
+        entry['file_name']
+        for entry in content['images']
+        if not _is_positive(entry['width']) or not _is_positive(entry['height'])
+    ]:
+        raise ValueError(
+            f'{where}: {len(bad)} images have no positive width and height: {some(bad)}'
+        )
+    return content
+
+
+def annotation_problem(annotation: Any, images: dict, masks: bool) -> str | None:
+    """Say why an object cannot be trained on, or nothing.
+
+    Args:
+        annotation: an entry of the file's ``annotations`` that has a known ``category_id``.
+        images: the file's images by id.
+        masks: whether its mask is needed as well as its box.
+    """
+    image = images.get(annotation.get('image_id'))
+    if image is None:
+        return 'an image_id that no image has'
+    if annotation.get('ignore'):  # mmdet skips it before it looks any further
+        return None
+    if 'bbox' not in annotation:
+        return 'no bbox'
+    box = annotation['bbox']
+    if not isinstance(box, list) or len(box) != 4 or not _are_finite(box):
+        return 'a bbox that is not four finite numbers [x, y, width, height]'
+    x, y, width, height = box
+    if width < 0 or height < 0:
+        return 'a bbox of negative width or height'
+    if width < 1 or height < 1:
+        return 'a bbox less than 1 pixel wide or high'
+    if min(x + width, image['width']) <= max(x, 0) or min(y + height, image['height']) <= max(y, 0):
+        return 'a bbox outside the image'
+    if 'area' not in annotation:
+        return 'no area'
+    if not _is_positive(annotation['area']):
+        return 'an area that is not a positive number'
+    if not masks:
+        return None
+    if problem := segmentation_problem(annotation, image):
+        return problem
+    mask = annotation['segmentation']
+    if isinstance(mask, list) and not any(len(p) >= 6 and len(p) % 2 == 0 for p in mask):
+        return 'no polygon of 3 points or more'  # mmdet's rule
+    return None
+
+
+def segmentation_problem(annotation: dict, image: dict) -> str | None:
+    """Say why pycocotools cannot make a mask of an annotation, or nothing.
+
+    NaN in a polygon must not reach pycocotools, which then takes all memory; nor must run lengths
+    that do not fill the image: it writes beyond the mask.
+    """
+    segmentation = annotation.get('segmentation')
+    if not segmentation:
+        return 'no segmentation, or an empty one, where masks are needed'
+    if isinstance(segmentation, dict):
+        return _rle_problem(segmentation, [image['height'], image['width']])
+    if not isinstance(segmentation, list) or not all(isinstance(p, list) for p in segmentation):
+        return 'a segmentation that is no list of polygons [[x1, y1, x2, y2, ...], ...]'
+    if not all(map(_are_finite, segmentation)):
+        return 'a polygon with something else than finite numbers'
+    return None
+
+
+def some(values: Sequence[Any], count: int = 5) -> str:
+    """The first values as a text for messages."""
+    shown = ', '.join(map(str, values[:count]))
+    return f'{shown}, ...' if len(values) > count else shown
+
+
+def _rle_problem(rle: dict, size: list[int]) -> str | None:
+    counts = rle.get('counts')
+    if rle.get('size') != size:
+        return 'run lengths (RLE) whose size is not [height, width] of the image'
+    if isinstance(counts, str):
+        return None
+    if not isinstance(counts, list) or not all(isinstance(n, int) and n >= 0 for n in counts):
+        return 'run lengths (RLE) whose counts are no numbers of pixels'
+    if sum(counts) != size[0] * size[1]:
+        return 'run lengths (RLE) that do not add up to the image'
+    return None
+
+
+def _check_entries(where: str, key: str, entries: list, fields: tuple[str, ...]) -> None:
+    for number, entry in enumerate(entries):
+        lacking = [name for name in fields if not isinstance(entry, dict) or name not in entry]
+        if lacking:
+            raise ValueError(
+                f'{where}: {key}[{number}] is {json.dumps(entry)[:200]} and has no '
+                f'{", ".join(lacking)}; each of the {key} needs {", ".join(fields)}'
+            )
+    _check_unique(where, f'{key} ids', (entry['id'] for entry in entries))
+
+
+def _check_unique(where: str, what: str, values: Iterable[Hashable]) -> None:
+    if twice := [value for value, count in Counter(values).items() if count > 1]:
+        raise ValueError(
+            f'{where}: {len(twice)} {what} are given more than once: {some(twice)}; '
+            'each may stand for one thing only (files that were merged must be renumbered)'
+        )
+
+
+def _are_finite(numbers: list) -> bool:
+    try:
+        return math.isfinite(sum(numbers))  # NaN and infinity survive a sum
+    except TypeError:
+        return False
+
+
+def _is_positive(value: Any) -> bool:
+    return isinstance(value, (int, float)) and 0 < value < math.inf

@@ -1,0 +1,482 @@
+from __future__ import annotations
+
+import json
+import logging
+import re
+from collections.abc import Callable
+from contextlib import nullcontext
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from mmdet.datasets import CocoDataset
+from mmdet.registry import DATASETS
+from mmengine.dataset import ClassBalancedDataset, ConcatDataset, RepeatDataset
+from torch._utils import ExceptionWrapper
+
+from masa_vit.det.datasets import CheckedCocoDataset
+from masa_vit.images import UnreadableImageError
+
+MASKS = [
+    dict(type='mmdet.LoadImageFromFile'),
+    dict(type='mmdet.LoadAnnotations', with_bbox=True, with_mask=True),
+    dict(type='mmdet.PackDetInputs'),
+]
+BOXES = [MASKS[0], dict(type='mmdet.LoadAnnotations', with_bbox=True), MASKS[2]]
+NAN = float('nan')
+
+
+def args(root: Path, split: str = 'train2017', **kwargs: Any) -> dict:
+    defaults = dict(
+        data_root=str(root),
+        ann_file=f'annotations/instances_{split}.json',
+        data_prefix=dict(img=f'{split}/'),
+        metainfo=dict(classes=('square', 'disk', 'triangle')),
+        pipeline=MASKS,
+        backend_args=None,
+        serialize_data=False,  # True collects garbage: half a second
+    )
+    return defaults | kwargs
+
+
+def build(root: Path, **kwargs: Any) -> CheckedCocoDataset:
+    return DATASETS.build(dict(type='CheckedCocoDataset', **args(root, **kwargs)))
+
+
+def named(*classes: str) -> dict:
+    return dict(metainfo=dict(classes=classes))
+
+
+def edit(root: Path, change: Callable[[dict], Any], split: str = 'train2017') -> Path:
+    path = root / 'annotations' / f'instances_{split}.json'
+    content = json.loads(path.read_text())
+    change(content)
+    path.write_text(json.dumps(content))
+    return path
+
+
+@pytest.fixture
+def log(monkeypatch: pytest.MonkeyPatch) -> list[tuple[int, str]]:
+    told: list[tuple[int, str]] = []
+    monkeypatch.setattr(
+        'masa_vit.det.datasets.print_log', lambda text, _, level: told.append((level, text))
+    )
+    return told
+
+
+@pytest.mark.parametrize(
+    'kwargs',
+    [
+        {},
+        dict(test_mode=True),
+        dict(lazy_init=True),
+        dict(serialize_data=True),
+        dict(indices=4),
+        dict(indices=[5, 0]),
+        dict(filter_cfg=dict(filter_empty_gt=True, min_size=60)),
+        named('square', 'triangle'),
+        dict(pipeline=BOXES),
+    ],
+    ids=lambda kwargs: '-'.join(kwargs) or 'plain',
+)
+def test_good_data_gives_the_samples_of_mmdet(coco_root: Path, kwargs: dict, log: list) -> None:
+    expected, found = CocoDataset(**args(coco_root, **kwargs)), build(coco_root, **kwargs)
+    assert len(found) == len(expected) > 0
+    assert found.metainfo == expected.metainfo
+    for index in range(len(expected)):
+        assert found.get_data_info(index) == expected.get_data_info(index)
+        assert found.get_cat_ids(index) == expected.get_cat_ids(index)
+        sample, other = found[index], expected[index]
+        assert torch.equal(sample['inputs'], other['inputs'])
+        gt, other_gt = (data['data_samples'].gt_instances for data in (sample, other))
+        assert torch.equal(gt.bboxes.tensor, other_gt.bboxes.tensor)
+        assert torch.equal(gt.labels, other_gt.labels)
+        if 'masks' in gt:
+            assert (gt.masks.masks == other_gt.masks.masks).all()
+    assert [level for level, _ in log if level > logging.INFO] == []
+
+
+@pytest.mark.parametrize('poly2mask', [True, False])
+def test_crowd_is_kept(coco_root: Path, poly2mask: bool) -> None:
+    load = MASKS[1] | dict(poly2mask=poly2mask)
+    sample = build(coco_root, pipeline=[MASKS[0], load, MASKS[2]])[0]['data_samples']
+    assert len(sample.gt_instances) == 3
+    assert len(sample.ignored_instances) == 1
+    if poly2mask:
+        mask = sample.ignored_instances.masks.masks[0]
+        assert mask[:, :4].all()
+        assert mask.sum() == 4 * mask.shape[0]
+
+
+def test_wrapped(coco_root: Path) -> None:
+    data = build(coco_root, lazy_init=True)
+    assert len(RepeatDataset(data, times=3)) == 18
+    assert len(ConcatDataset([data, build(coco_root, split='val2017')])) == 10
+    balanced = ClassBalancedDataset(data, oversample_thr=0.1)
+    assert balanced[0]['inputs'].shape == (3, 64, 80)
+
+
+def test_missing_annotation_file(coco_root: Path) -> None:
+    with pytest.raises(
+        FileNotFoundError, match=r'no annotation file /.*/instances_nope\.json'
+    ) as e:
+        build(coco_root, split='nope')
+    assert 'train_dataloader.dataset.data_root=DIR' in str(e.value)
+    assert 'data_root/ann_file' in str(e.value)
+
+
+@pytest.mark.parametrize(
+    ('text', 'message'),
+    [
+        ('', 'instances_train2017.json is no JSON, or was cut short'),
+        ('{"images": [{"id": 1, ', 'is no JSON, or was cut short'),
+        ('\udcff\udcfe', 'is no JSON, or was cut short'),
+        ('[]', 'not in COCO format: it has a list, and no list of images, categories, annotations'),
+        ('{"images": [], "shapes": []}', 'the keys images, shapes, and no list of categories, ann'),
+        (
+            '{"images": [{"id": 1}], "annotations": [], "categories": []}',
+            r'images\[0\] is {"id": 1} and has no file_name, width, height',
+        ),
+    ],
+)
+def test_file_that_is_not_coco(coco_root: Path, text: str, message: str) -> None:
+    path = coco_root / 'annotations' / 'instances_train2017.json'
+    path.write_bytes(text.encode('utf-8', 'surrogateescape'))
+    with pytest.raises(ValueError, match=message):
+        build(coco_root)
+
+
+def test_ids_given_twice(coco_root: Path) -> None:
+    path = edit(coco_root, lambda content: content['annotations'].append(content['annotations'][4]))
+    with pytest.raises(ValueError, match='1 annotation ids are given more than once: 5;'):
+        build(coco_root)
+    edit(coco_root, lambda content: content['images'].extend(content['images']))
+    with pytest.raises(
+        ValueError, match=r'6 images ids are given more than once: 1, 2, 3, 4, 5, \.\.'
+    ):
+        build(coco_root)
+    edit(coco_root, lambda content: content.update(images=[], annotations=[]))
+    edit(coco_root, lambda content: content['categories'][2].update(name='disk'))
+    with pytest.raises(ValueError, match='1 category names are given more than once: disk;') as e:
+        build(coco_root)
+    assert str(path) in str(e.value)
+
+
+def test_image_without_size(coco_root: Path) -> None:
+    edit(coco_root, lambda content: content['images'][3].update(width=0))
+    with pytest.raises(ValueError, match=r'1 images have no positive width .*: 0+4\.jpg'):
+        build(coco_root)
+
+
+def test_test_images_need_no_annotations(coco_root: Path) -> None:
+    edit(coco_root, lambda content: content.pop('annotations'))
+    assert len(build(coco_root, test_mode=True)) == 6
+    with pytest.raises(ValueError, match='no list of annotations'):
+        build(coco_root)
+
+
+def test_labels_follow_the_names_not_the_order_of_the_file(coco_root: Path) -> None:
+    names = [i['bbox_label'] for i in build(coco_root).get_data_info(0)['instances']]
+    assert names == [0, 2, 1, 0]
+    data = build(coco_root, **named('triangle', 'disk', 'square'))
+    assert [i['bbox_label'] for i in data.get_data_info(0)['instances']] == [2, 0, 1, 2]
+    edit(coco_root, lambda content: content['categories'].reverse())
+    assert [i['bbox_label'] for i in build(coco_root).get_data_info(0)['instances']] == names
+
+
+def test_evaluated_data_must_have_the_order_of_the_file(coco_root: Path) -> None:
+    with pytest.raises(ValueError, match=r"classes=\('square', 'disk', 'triangle',\)\)") as error:
+        build(coco_root, test_mode=True, **named('triangle', 'square', 'disk'))
+    assert 'another order' in str(error.value)
+    assert len(build(coco_root, test_mode=True, **named('square', 'triangle'))) == 6
+
+
+def test_classes_that_the_file_has_not(coco_root: Path) -> None:
+    with pytest.raises(ValueError, match=r'no category cube, which .* are: square, disk, tri') as e:
+        build(coco_root, **named('square', 'cube', 'triangle'))
+    assert 'num_classes' in str(e.value)
+    with pytest.raises(ValueError, match='none of the 80 classes person, bicycle') as error:
+        build(coco_root, metainfo=None)
+    assert "metainfo=dict(classes=('square', 'disk', 'triangle',))" in str(error.value)
+    assert 'num_classes=3' in str(error.value)
+
+
+@pytest.mark.parametrize('lazy_init', [False, True])
+@pytest.mark.parametrize(
+    ('classes', 'message'),
+    [
+        ('disk', r"string 'disk'.*classes=\('disk',\)"),
+        (('disk', 'square', 'disk'), 'more than once: disk'),
+        ((), 'is empty'),
+        (7, 'expects a list of names, got 7'),
+        ((1, 2), r'expects a list of names, got \(1, 2\)'),
+    ],
+)
+def test_classes_that_are_none(
+    coco_root: Path, classes: Any, message: str, lazy_init: bool
+) -> None:
+    with pytest.raises(ValueError, match=message):
+        build(coco_root, metainfo=dict(classes=classes), lazy_init=lazy_init)
+
+
+def test_classes_from_a_text_file(coco_root: Path) -> None:
+    """A string may be mmengine's file of names."""
+    path = coco_root / 'names.txt'
+    path.write_text('square\ndisk\ntriangle\n')
+    assert build(coco_root, metainfo=dict(classes=str(path))).metainfo['classes'][1] == 'disk'
+
+
+def test_categories_left_out_are_told_once(coco_root: Path, log: list) -> None:
+    data = build(coco_root, **named('disk'))
+    assert len(data) == 6
+    assert [len(data.get_data_info(index)['instances']) for index in range(6)] == [1] * 6
+    assert len(log) == 1
+    level, text = log[0]
+    assert level == logging.INFO
+    assert text.endswith('leaves out these categories (annotations): square (7), triangle (6)')
+
+
+def test_missing_images(coco_root: Path) -> None:
+    for number in (2, 5):
+        (coco_root / 'train2017' / f'{number:012d}.jpg').unlink()
+    with pytest.raises(
+        FileNotFoundError, match=r'2 of the 6 images that .* do not exist: '
+    ) as error:
+        build(coco_root)
+    assert str(coco_root / 'train2017' / '000000000005.jpg') in str(error.value)
+    assert 'data_prefix' in str(error.value)
+    with pytest.raises(FileNotFoundError, match=r'6 of the 6 .*00000001\.jpg, (.*, ){4}\.\.\.'):
+        build(coco_root, data_prefix=dict(img='nowhere'))
+    with pytest.raises(ValueError, match='has no img; expected the folder of the images'):
+        build(coco_root, data_prefix=dict())
+
+
+def test_images_in_folders_of_their_own(coco_root: Path) -> None:
+    def move(content: dict) -> None:
+        for image in content['images'][::2]:
+            name = image['file_name']
+            image['file_name'] = f'a/b/{name}'
+            (coco_root / 'train2017' / name).rename(coco_root / 'train2017' / 'a' / 'b' / name)
+
+    (coco_root / 'train2017' / 'a' / 'b').mkdir(parents=True)
+    edit(coco_root, move)
+    assert build(coco_root)[0]['inputs'].shape == (3, 64, 80)
+    next((coco_root / 'train2017' / 'a').rglob('*.jpg')).unlink()
+    with pytest.raises(FileNotFoundError, match=r'1 of the 6 .*/train2017/a/b/0'):
+        build(coco_root)
+
+
+@pytest.mark.parametrize(
+    'kwargs',
+    [
+        dict(backend_args=dict(backend='http')),
+        dict(data_prefix=dict(img='s3://bucket/train2017')),
+        dict(pipeline=[MASKS[0] | dict(backend_args=dict(backend='http'))]),
+    ],
+)
+def test_images_elsewhere_are_not_looked_for(
+    coco_root: Path, kwargs: dict, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr('mmdet.datasets.coco.get_local_path', lambda p, **_: nullcontext(p))
+    nowhere = dict(data_prefix=dict(img='nowhere'))
+    assert len(build(coco_root, **(nowhere | kwargs))) == 6
+    with pytest.raises(FileNotFoundError, match='6 of the 6'):
+        build(coco_root, backend_args=dict(backend='local'), **nowhere)
+
+
+BAD_BOXES = [
+    (dict(bbox=[5, 5, 0.5, 20]), 'a bbox less than 1 pixel wide or high'),
+    (dict(bbox=[5, 5, 0, 0]), 'a bbox less than 1 pixel wide or high'),
+    (dict(bbox=[20, 20, -10, 5]), 'a bbox of negative width or height'),
+    (dict(bbox=[90, 5, 10, 10]), 'a bbox outside the image'),
+    (dict(bbox=[5, -30, 10, 20]), 'a bbox outside the image'),
+    (dict(bbox=[5, NAN, 10, 10]), 'a bbox that is not four finite numbers'),
+    (dict(bbox=[5, 5, float('inf'), 10]), 'a bbox that is not four finite numbers'),
+    (dict(bbox=[1, 2, 3]), 'a bbox that is not four finite numbers'),
+    (dict(bbox=['1', '2', '9', '9']), 'a bbox that is not four finite numbers'),
+    (dict(bbox=...), 'no bbox'),
+    (dict(area=...), 'no area'),
+    (dict(area=0), 'an area that is not a positive number'),
+    (dict(area=NAN), 'an area that is not a positive number'),
+    (dict(category_id=2), 'a category_id that no category has'),
+    (dict(category_id=...), 'a category_id that no category has'),
+    (dict(image_id=99), 'an image_id that no image has'),
+    (dict(id=...), 'no id'),
+]
+BAD_MASKS = [
+    (dict(segmentation=...), 'no segmentation, or an empty one'),
+    (dict(segmentation=[]), 'no segmentation, or an empty one'),
+    (dict(segmentation=[[]]), 'no polygon of 3 points or more'),
+    (dict(segmentation=[[1, 2, 3, 4]]), 'no polygon of 3 points or more'),
+    (dict(segmentation=[1, 2, 9, 2, 9, 9]), 'no list of polygons'),
+    (dict(segmentation='triangle'), 'no list of polygons'),
+    (dict(segmentation=[[1, 2, 9, NAN, 9, 9]]), 'something else than finite numbers'),
+    (dict(segmentation=[['1', 2, 9, 2, 9, 9]]), 'something else than finite numbers'),
+    (dict(segmentation=dict(size=[80, 64], counts=[0, 5120])), r'size is not \[height, width\]'),
+    (dict(segmentation=dict(size=[64, 80], counts=[0, 50])), 'do not add up'),
+    (dict(segmentation=dict(size=[64, 80], counts=[-5, 5125])), 'no numbers of pixels'),
+    (dict(segmentation=dict(size=[64, 80])), 'no numbers of pixels'),
+]
+
+
+def change_first(root: Path, fields: dict) -> None:
+    """Change the first annotation, a square on 000000000001.jpg; `...` removes a field."""
+
+    def change(content: dict) -> None:
+        changed = content['annotations'][0] | fields
+        content['annotations'][0] = {k: v for k, v in changed.items() if v is not ...}
+
+    edit(root, change)
+
+
+@pytest.mark.parametrize(('fields', 'message'), BAD_BOXES + BAD_MASKS)
+def test_bad_annotation_is_left_out_and_told(
+    coco_root: Path, fields: dict, message: str, log: list
+) -> None:
+    change_first(coco_root, fields)
+    data = build(coco_root)
+    assert [i['bbox_label'] for i in data.get_data_info(0)['instances']] == [2, 1, 0]
+    assert len(data[0]['data_samples'].gt_instances) == 2
+    assert len(log) == 1
+    level, text = log[0]
+    assert level == logging.WARNING
+    assert '1 of 19 annotations cannot be used:\n  1 with ' in text
+    assert re.search(message, text)
+    assert "on_bad_annotation='raise'" in text
+    if 'id' not in fields:
+        image = 'none' if 'image_id' in fields else '000000000001.jpg'
+        assert f'(annotation 1, image {image})' in text
+    with pytest.raises(ValueError, match=rf'instances_train2017.json: 1 of 19(.|\n)*{message}'):
+        build(coco_root, on_bad_annotation='raise')
+
+
+@pytest.mark.parametrize(('fields', 'message'), BAD_MASKS)
+def test_boxes_without_masks_are_kept_where_only_boxes_are_trained(
+    coco_root: Path, fields: dict, message: str, log: list
+) -> None:
+    change_first(coco_root, fields)
+    sample = build(coco_root, pipeline=BOXES, on_bad_annotation='raise')[0]['data_samples']
+    assert len(sample.gt_instances) == 3
+    assert log == []
+
+
+def test_polygons_of_which_one_is_good_are_kept(coco_root: Path, log: list) -> None:
+    change_first(coco_root, dict(segmentation=[[1, 2], [1, 2, 9, 2, 9, 9]]))
+    assert len(build(coco_root)[0]['data_samples'].gt_instances) == 3
+    assert log == []
+
+
+def test_bad_annotations_are_counted_by_kind(coco_root: Path, log: list) -> None:
+    def change(content: dict) -> None:
+        for annotation in content['annotations'][:5]:
+            annotation['bbox'] = [5, 5, 0, 9]
+        content['annotations'][7]['area'] = -1
+
+    edit(coco_root, change)
+    build(coco_root)
+    assert len(log) == 1
+    assert (
+        'json: 6 of 19 annotations cannot be used:\n'
+        '  5 with a bbox less than 1 pixel wide or high (annotation 1, image 000000000001.jpg; '
+        'annotation 2, image 000000000001.jpg; annotation 3, image 000000000001.jpg; ...)\n'
+        '  1 with an area that is not a positive number (annotation 8, image 000000000003.jpg)\n'
+    ) in log[0][1]
+
+
+def test_nothing_of_categories_left_out_is_checked(coco_root: Path, log: list) -> None:
+    change_first(coco_root, dict(bbox=...))
+    assert len(build(coco_root, on_bad_annotation='raise', **named('disk', 'triangle'))) == 6
+    change_first(coco_root, dict(ignore=1))
+    assert len(build(coco_root, on_bad_annotation='raise').get_data_info(0)['instances']) == 3
+
+
+def test_on_bad_annotation_is_checked(coco_root: Path) -> None:
+    with pytest.raises(ValueError, match="expects 'warn' or 'raise', got 'skip'"):
+        build(coco_root, on_bad_annotation='skip')
+
+
+def test_nothing_left_to_train_on(coco_root: Path) -> None:
+    kwargs = dict(filter_cfg=dict(filter_empty_gt=True, min_size=32))
+    with pytest.raises(
+        ValueError, match='no image to train on: it has 6 images, 0 of them without'
+    ):
+        build(coco_root, filter_cfg=dict(min_size=500))
+    path = edit(coco_root, lambda content: content.update(annotations=[]))
+    with pytest.raises(
+        ValueError, match=r'6 images, 6 of them without an object .*\(square, disk'
+    ) as e:
+        build(coco_root, **kwargs)
+    assert str(path) in str(e.value)
+    assert len(build(coco_root, test_mode=True, **kwargs)) == 6
+    assert len(build(coco_root)) == 6  # images of nothing but background are allowed
+    edit(coco_root, lambda content: content.update(images=[]))
+    with pytest.raises(ValueError, match='no image to test on: it has 0 images'):
+        build(coco_root, test_mode=True)
+
+
+def test_nothing_but_bad_annotations(coco_root: Path) -> None:
+    """As from a tool that writes the ids of the images as text."""
+
+    def change(content: dict) -> None:
+        for annotation in content['annotations']:
+            annotation['image_id'] = str(annotation['image_id'])
+
+    edit(coco_root, change)
+    with pytest.raises(ValueError, match=r'19 of 19(.|\n)*19 with an image_id that no image has'):
+        build(coco_root)
+
+
+def test_image_with_only_bad_objects_is_empty(coco_root: Path) -> None:
+    def change(content: dict) -> None:
+        for annotation in content['annotations']:
+            if annotation['image_id'] == 3:
+                annotation['bbox'][2] = 0
+
+    edit(coco_root, change)
+    data = build(coco_root, filter_cfg=dict(filter_empty_gt=True))
+    assert [data.get_data_info(index)['img_id'] for index in range(len(data))] == [1, 2, 4, 5, 6]
+
+
+@pytest.mark.parametrize('damage', ['truncated', 'text', 'empty', 'gone'])
+@pytest.mark.parametrize('in_worker', [False, True])
+def test_unreadable_image_is_named(coco_root: Path, damage: str, in_worker: bool) -> None:
+    data = build(coco_root, test_mode=in_worker)
+    path = coco_root / 'train2017' / '000000000002.jpg'
+    content = path.read_bytes()
+    path.write_bytes({'truncated': content[:500], 'text': b'hello'}.get(damage, b''))
+    if damage == 'gone':
+        path.unlink()
+
+    def load() -> None:
+        try:
+            data[1]
+        except UnreadableImageError:
+            if not in_worker:
+                raise
+            # how a DataLoader brings a worker's error to the main process
+            ExceptionWrapper(where='in DataLoader worker process 0').reraise()
+
+    with pytest.raises(UnreadableImageError) as error:
+        load()
+    message = str(error.value)
+    assert message.startswith(f'cannot read the image {path}: ')
+    assert 'instances_train2017.json' in message
+    assert 'Traceback' not in message
+    assert data[0]['inputs'].shape == (3, 64, 80)
+
+
+def test_image_that_pillow_alone_reads(coco_root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    data = build(coco_root)
+    monkeypatch.setattr('mmcv.imfrombytes', lambda *args, **kwargs: None)
+    with pytest.raises(
+        UnreadableImageError, match=r'cannot read the image .*1\.jpg: failed to load'
+    ):
+        data[0]
+
+
+def test_errors_of_the_pipeline_are_not_taken_for_those_of_images(coco_root: Path) -> None:
+    data = build(coco_root, pipeline=MASKS[:2])
+    data.pipeline.transforms.append(lambda results: results['nothing'])
+    with pytest.raises(KeyError, match='nothing'):
+        data[0]
