@@ -1,4 +1,4 @@
-"""The command `masa-vit`: train, test, predict, inspect, compare, benchmark."""
+"""The command `masa-vit`: train, test, predict, fold, inspect, compare, benchmark."""
 
 from __future__ import annotations
 
@@ -18,10 +18,18 @@ _EXAMPLES = {
   torchrun --nproc-per-node 2 tools/train.py my_config.py --launcher pytorch""",
     'test': """examples:
   masa-vit test my_config.py work_dirs/a/epoch_15.pth
-  masa-vit test my_config.py epoch_15.pth --cfg-options val_dataloader.batch_size=64""",
+  masa-vit test my_config.py epoch_15.pth --out metrics.json --cfg-options val_dataloader.batch_size=8
+for a detector, AP per class, and the predictions as COCO results (a.bbox.json, a.segm.json):
+  masa-vit test my_config.py epoch_12.pth --cfg-options test_evaluator.classwise=True
+  masa-vit test my_config.py epoch_12.pth --cfg-options test_evaluator.outfile_prefix=a""",
     'predict': """examples:
   masa-vit predict my_config.py epoch_15.pth cat.jpg photos/ 'more/*.png'
-  masa-vit predict my_config.py epoch_15.pth photos/ --topk 3 --out predictions.json""",
+  masa-vit predict my_config.py epoch_15.pth photos/ --topk 3 --out predictions.json
+with the config of a detector, objects, and pictures of them:
+  masa-vit predict my_config.py epoch_12.pth photos/ --score-thr 0.5 --out detections/""",
+    'fold': """examples:
+  masa-vit fold my_config.py work_dirs/a/epoch_15.pth --out folded/
+  masa-vit test folded/my_config_folded.py folded/my_config_folded.pth""",
     'inspect': """examples:
   masa-vit inspect work_dirs/a/epoch_15.pth --out atoms/
   masa-vit inspect vit_base_masa_s4 --out atoms/""",
@@ -30,6 +38,7 @@ _EXAMPLES = {
   masa-vit compare a.py b.py --work-dir work_dirs/pair --resume""",
     'benchmark': """examples:
   masa-vit benchmark vit_base_masa_s4 --batch-size 8
+  masa-vit benchmark masa_vit::det/mask_rcnn_vit_masa.py --img-size 512 --batch-size 1 --memory
   masa-vit benchmark vit_small_masa_s4 --against vit_tiny_masa_s4 --pairs 15 --json times.json""",
 }
 
@@ -69,7 +78,8 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def _message(error: BaseException) -> str:
     text = str(error.args[0]) if isinstance(error, KeyError) and error.args else str(error)
-    known = isinstance(error, (ValueError, FileNotFoundError, ImportError))
+    ours = (ValueError, ImportError, FileNotFoundError, FileExistsError, IsADirectoryError)
+    known = isinstance(error, (*ours, NotADirectoryError))
     return text if known and text else f'{type(error).__name__}: {text}'
 
 
@@ -143,7 +153,9 @@ def _train_arguments(parser: argparse.ArgumentParser) -> None:
 def _test_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument('config', help='path, or masa_vit::cls/<name>.py')
     parser.add_argument('checkpoint', help='a file that training wrote')
-    parser.add_argument('--work-dir', help='logs (default: work_dirs/<config name>)')
+    parser.add_argument('--work-dir', help='log, metrics (default: work_dirs/<config name>)')
+    parser.add_argument('--out', metavar='FILE.json', help='one more file for the metrics')
+    parser.add_argument('--force', action='store_true', help='overwrite --out')
     parser.add_argument('--amp', action='store_true', help='mixed precision')
     _add_launcher(parser)
     _add_cfg_options(parser)
@@ -153,6 +165,12 @@ def _predict_arguments(parser: argparse.ArgumentParser) -> None:
     from masa_vit.engine import predict
 
     predict.add_arguments(parser)
+
+
+def _fold_arguments(parser: argparse.ArgumentParser) -> None:
+    from masa_vit.engine import fold
+
+    fold.add_arguments(parser)
 
 
 def _inspect_arguments(parser: argparse.ArgumentParser) -> None:
@@ -217,6 +235,8 @@ def _test(args: argparse.Namespace) -> int:
         args.config,
         args.checkpoint,
         args.work_dir,
+        out=args.out,
+        force=args.force,
         amp=args.amp,
         launcher=args.launcher,
         cfg_options=args.cfg_options,
@@ -231,6 +251,12 @@ def _predict(args: argparse.Namespace) -> int:
     from masa_vit.engine import predict
 
     return predict.run(args)
+
+
+def _fold(args: argparse.Namespace) -> int:
+    from masa_vit.engine import fold
+
+    return fold.run(args)
 
 
 def _need(*packages: str) -> None:
@@ -270,7 +296,11 @@ def _benchmark(args: argparse.Namespace) -> int:
     from masa_vit.analysis import benchmark
 
     _need('rich')
-    return benchmark.run(args)
+    if not args.model.endswith('.py'):
+        return benchmark.run(args)
+    from masa_vit.engine.benchmark import detector_subject
+
+    return benchmark.run(args, detector_subject)
 
 
 # name: (help, adds the arguments, runs); the arguments of the command called are added alone,
@@ -280,7 +310,8 @@ _Run = Callable[[argparse.Namespace], int]
 _COMMANDS: dict[str, tuple[str, _Add, _Run]] = {
     'train': ('train a config', _train_arguments, _train),
     'test': ('evaluate a checkpoint', _test_arguments, _test),
-    'predict': ('classify images with a checkpoint', _predict_arguments, _predict),
+    'predict': ('classify images, or detect objects in them', _predict_arguments, _predict),
+    'fold': ('turn a trained model into its dense twin', _fold_arguments, _fold),
     'inspect': ('look at the atoms and coefficients of a model', _inspect_arguments, _inspect),
     'compare': ('train several configs and print a table', _compare_arguments, _compare),
     'benchmark': ('time a model against another', _benchmark_arguments, _benchmark),

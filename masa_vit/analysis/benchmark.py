@@ -4,44 +4,97 @@ from __future__ import annotations
 
 import argparse
 import json
+import resource
 import statistics
 import time
 from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
+from multiprocessing import get_context
 from pathlib import Path
 
 import timm
 import torch
 from torch import nn
 
-from masa_vit.analysis.parameters import count_parameters
 from masa_vit.convert import fold
-from masa_vit.models import MasaVisionTransformer, dense_architecture
+from masa_vit.layers import SharedLinear
+from masa_vit.models import dense_architecture
+
+
+@dataclass
+class Subject:
+    """A model, and what is timed: functions from a model of its kind to a call without arguments."""
+
+    name: str
+    model: nn.Module
+    img_size: int
+    training_step: Callable[[nn.Module], Callable[[], None]]
+    evaluation: Callable[[nn.Module], Callable[[], None]]
+
+
+Build = Callable[..., Subject]
+"""(name, dense, batch_size, img_size, device) -> the model, or its dense twin."""
+
+
+def timm_subject(
+    name: str, dense: bool, batch_size: int, img_size: int | None, device: str
+) -> Subject:
+    """A timm model on random images.
+
+    Raises:
+        ValueError: If timm knows no such model.
+    """
+    if not timm.is_model(name):
+        raise ValueError(f'{name!r} is no model that timm knows; see timm.list_models()')
+    name = (dense_architecture(name) or name) if dense else name
+    model = timm.create_model(name, **({'img_size': img_size} if img_size else {})).to(device)
+    size = img_size or model.default_cfg['input_size'][-1]
+    images = torch.randn(batch_size, 3, size, size, device=device)
+    return Subject(
+        name,
+        model,
+        size,
+        partial(_training_step, images=images),
+        partial(_evaluation, images=images),
+    )
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the arguments of the tool."""
-    parser.add_argument('model', help='a timm model name, ours or any other')
+    parser.add_argument(
+        'model', help="a timm model name, ours or any other; or a detector's config"
+    )
     parser.add_argument(
         '--against', help='the model to compare with; default: the dense model that MODEL folds to'
     )
     parser.add_argument('--batch-size', type=int, default=8)
     parser.add_argument('--img-size', type=int, help="default: the model's own")
     parser.add_argument('--pairs', type=int, default=7, help='alternated pairs to time')
+    parser.add_argument(
+        '--memory',
+        action='store_true',
+        help='also the peak memory of training, one process a model',
+    )
     parser.add_argument('--device', default='cuda' if torch.cuda.is_available() else 'cpu')
     parser.add_argument('--json', type=Path, help='also write the result to this file')
 
 
-def run(args: argparse.Namespace) -> int:
+def run(args: argparse.Namespace, build: Build = timm_subject) -> int:
     """Time the pair and print medians of the paired ratios."""
-    for name in filter(None, (args.model, args.against)):
-        if not timm.is_model(name):
-            raise ValueError(f'{name!r} is no model that timm knows; see timm.list_models()')
     if args.pairs < 1 or args.batch_size < 1:
         raise ValueError(
             f'--pairs and --batch-size must be >= 1, got {args.pairs}, {args.batch_size}'
         )
     result = benchmark(
-        args.model, args.against, args.batch_size, args.img_size, args.pairs, args.device
+        args.model,
+        args.against,
+        args.batch_size,
+        args.img_size,
+        args.pairs,
+        args.device,
+        args.memory,
+        build,
     )
     print_result(result)
     if args.json:
@@ -57,49 +110,68 @@ def benchmark(
     img_size: int | None = None,
     pairs: int = 7,
     device: str = 'cpu',
+    memory: bool = False,
+    build: Build = timm_subject,
 ) -> dict:
     """Time `name` and `against` in turn, A B B A ..., after one warm-up of each.
 
     Returns:
         Settings, parameter counts, and per measurement the seconds of every run and the ratios
-        `name` / `against` pair by pair.
+        `name` / `against` pair by pair; with `memory` the peak bytes of a process that trains for
+        three steps (all of it on the CPU; what torch allocates on CUDA).
     """
-    kwargs = {'img_size': img_size} if img_size else {}
-    model = timm.create_model(name, **kwargs).to(device)
-    if against is None:
-        against = dense_architecture(name) if isinstance(model, MasaVisionTransformer) else name
-    other = timm.create_model(against, **kwargs).to(device)
-    size = img_size or model.default_cfg['input_size'][-1]
-    images = torch.randn(batch_size, 3, size, size, device=device)
-
+    arguments = (batch_size, img_size, device)
+    specs = [(name, False, *arguments), (against or name, not against, *arguments)]
+    peaks = [_peak_memory(build, spec) for spec in specs] if memory else None
+    subject, other = (build(*spec) for spec in specs)
     measured = {
         'training step': _time_pairs(
-            _training_step(model, images), _training_step(other, images), pairs
+            subject.training_step(subject.model), other.training_step(other.model), pairs
         )
     }
-    model.eval()
-    other.eval()
-    measured['evaluation'] = _time_pairs(_forward(model, images), _forward(other, images), pairs)
-    if isinstance(model, MasaVisionTransformer):
-        folded = fold(model)
-        measured['evaluation after fold'] = _time_pairs(
-            _forward(folded, images), _forward(other, images), pairs
-        )
+    subject.model.eval()
+    other.model.eval()
+    reference = other.evaluation(other.model)
+    measured['evaluation'] = _time_pairs(subject.evaluation(subject.model), reference, pairs)
+    if any(isinstance(module, SharedLinear) for module in subject.model.modules()):
+        folded = subject.evaluation(fold(subject.model))
+        measured['evaluation after fold'] = _time_pairs(folded, reference, pairs)
     return {
-        'model': name,
-        'against': against,
+        'model': subject.name,
+        'against': other.name,
         'batch_size': batch_size,
-        'img_size': size,
+        'img_size': subject.img_size,
         'device': device,
         'threads': torch.get_num_threads(),
         'torch': torch.__version__,
-        'parameters': [count_parameters(m).total for m in (model, other)],
+        'parameters': [sum(p.numel() for p in s.model.parameters()) for s in (subject, other)],
+        'peak_bytes': peaks,
         'measurements': measured,
     }
 
 
+def _peak_memory(build: Build, spec: tuple) -> int:
+    """Peak memory of three training steps, in a process that does nothing else."""
+    with get_context('spawn').Pool(1) as pool:
+        return pool.apply(_train_and_measure, (build, spec))
+
+
+def _train_and_measure(build: Build, spec: tuple) -> int:
+    subject = build(*spec)
+    step = subject.training_step(subject.model)
+    for _ in range(3):
+        step()
+    if 'cuda' in str(spec[-1]):
+        return torch.cuda.max_memory_allocated()
+    status = Path('/proc/self/status')
+    if status.exists():  # of this process alone: Linux counts in ru_maxrss what it was forked from
+        line = next(line for line in status.read_text().splitlines() if line.startswith('VmHWM'))
+        return int(line.split()[1]) * 1024
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss  # bytes on macOS
+
+
 def _training_step(model: nn.Module, images: torch.Tensor) -> Callable[[], None]:
-    """Forward, backward and AdamW, with cross entropy on random targets."""
+    """Forward, backward and AdamW, with cross entropy on one class."""
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-4)
     targets = torch.zeros(len(images), dtype=torch.long, device=images.device)
 
@@ -111,7 +183,7 @@ def _training_step(model: nn.Module, images: torch.Tensor) -> Callable[[], None]
     return step
 
 
-def _forward(model: nn.Module, images: torch.Tensor) -> Callable[[], None]:
+def _evaluation(model: nn.Module, images: torch.Tensor) -> Callable[[], None]:
     def forward() -> None:
         with torch.inference_mode():
             model(images)
@@ -159,4 +231,11 @@ def print_result(result: dict) -> None:
             f'{row["median_ratio"]:.3f}',
             f'{min(row["ratios"]):.3f} to {max(row["ratios"]):.3f}',
         )
-    Console().print(table)
+    console = Console()
+    console.print(table)
+    if result['peak_bytes']:
+        ours, others = result['peak_bytes']
+        console.print(
+            f'peak memory of training: {ours / 2**20:,.0f} MiB over {others / 2**20:,.0f} MiB = '
+            f'{ours / others:.3f}'
+        )

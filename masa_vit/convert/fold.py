@@ -12,9 +12,10 @@ from torch import nn
 from masa_vit.layers import SharedLinear, fold_linears
 from masa_vit.models.vision_transformer_masa import MasaVisionTransformer, dense_architecture
 
-_MASA_ARGS = frozenset(inspect.signature(MasaVisionTransformer.__init__).parameters) - frozenset(
+MASA_ARGS = frozenset(inspect.signature(MasaVisionTransformer.__init__).parameters) - frozenset(
     inspect.signature(VisionTransformer.__init__).parameters
 )
+"""Arguments of a model that a folded one has not."""
 
 
 def fold(model: nn.Module) -> nn.Module:
@@ -60,4 +61,4 @@ def _rename(model: Any) -> None:
         name = dense_architecture(model.pretrained_cfg['architecture'])
         model.pretrained_cfg = model.default_cfg = {**model.pretrained_cfg, 'architecture': name}
     if hasattr(model, '_model_args'):
-        model._model_args = {k: v for k, v in model._model_args.items() if k not in _MASA_ARGS}
+        model._model_args = {k: v for k, v in model._model_args.items() if k not in MASA_ARGS}

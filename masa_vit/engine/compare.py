@@ -22,7 +22,8 @@ from masa_vit.engine.files import (
 )
 from masa_vit.engine.train import train
 
-CAVEAT = 'One run each, one seed: a difference inside the +- ranks nothing; run several seeds.'
+CAVEAT = 'One run each, one seed: a {} ranks nothing; run several seeds.'
+_COLUMNS = ('top1', 'bbox_mAP')  # what the metric shown ends in, if there is one
 
 
 def compare(
@@ -42,7 +43,8 @@ def compare(
         configs: paths or `masa_vit::...` names, with different file names.
         work_dir: by default `work_dirs/compare_<time>`.
         resume: take finished trainings as they are and continue the others.
-        metric: the column shown; by default the first whose name ends in top1, else the first.
+        metric: the column shown; by default the first whose name ends in top1 or bbox_mAP, else
+            the first.
         **train_options: passed to `train` (amp, seed, auto_scale_lr, cfg_options).
 
     Returns:
@@ -102,7 +104,7 @@ def _check_same_recipe(cfg: Config, summary: dict[str, Any], folder: Path) -> No
 
 def _row(folder: Path, config: str, summary: dict[str, Any], metric: str | None) -> dict[str, Any]:
     metrics = summary['metrics']
-    name = metric or next((m for m in metrics if m.endswith('top1')), next(iter(metrics), None))
+    name = metric or next((m for m in metrics if m.endswith(_COLUMNS)), next(iter(metrics), None))
     value = metrics[name]['last'] if name in metrics else None
     parameters = summary['parameters']
     checkpoints = summary.get('checkpoints', {})
@@ -123,9 +125,13 @@ def _row(folder: Path, config: str, summary: dict[str, Any], metric: str | None)
     }
 
 
+def _is_percentage(metric: str) -> bool:
+    return 'top' in metric  # a classifier's accuracy; an AP lies between 0 and 1
+
+
 def _half_width(name: str | None, value: float | None, samples: int | None) -> float | None:
     """Half of the 95 % interval (normal approximation) of an accuracy in percent."""
-    if name is None or value is None or not samples or 'top' not in name:
+    if name is None or value is None or not samples or not _is_percentage(name):
         return None
     p = min(max(value / 100, 0.0), 1.0)
     return 100 * 1.96 * math.sqrt(p * (1 - p) / samples)
@@ -145,11 +151,23 @@ def _draw_coefficients(folder: Path, checkpoint: str | None) -> str | None:
     return str(path)
 
 
-_HEADER = ('name', 'accuracy', 'attention parameters', 'total parameters', 'seconds per epoch')
+_HEADER = ('name', 'value', 'attention parameters', 'total parameters', 'seconds per epoch')
+
+
+def _metric_name(rows: list[dict[str, Any]]) -> str:
+    return (rows[0]['metric'] or _HEADER[1]).rpartition('/')[2]
+
+
+def _caveat(rows: list[dict[str, Any]]) -> str:
+    intervals = rows[0]['half_width'] is not None
+    return CAVEAT.format('difference inside the +-' if intervals else 'small difference')
 
 
 def _cells(row: dict[str, Any]) -> tuple[str, ...]:
-    value = '-' if row['value'] is None else f'{row["value"]:.2f}'
+    if row['value'] is None:
+        value = '-'
+    else:
+        value = format(row['value'], '.2f' if _is_percentage(row['metric']) else '.4g')
     if row['half_width'] is not None:
         value += f' +- {row["half_width"]:.1f}'
     seconds = row['seconds_per_epoch']
@@ -163,13 +181,14 @@ def _cells(row: dict[str, Any]) -> tuple[str, ...]:
 
 
 def _markdown(rows: list[dict[str, Any]]) -> str:
-    lines = [_HEADER, ('---', *['---:'] * (len(_HEADER) - 1)), *map(_cells, rows)]
+    header = (_HEADER[0], _metric_name(rows), *_HEADER[2:])
+    lines = [header, ('---', *['---:'] * (len(header) - 1)), *map(_cells, rows)]
     table = '\n'.join('| ' + ' | '.join(line) + ' |' for line in lines)
     runs = '\n'.join(
         f'- {r["name"]}: config `{r["config"]}`, seed {r["seed"]}, commit {r["commit"]}'
         for r in rows
     )
-    return f'{table}\n\n{CAVEAT}\n\n{runs}\n'
+    return f'{table}\n\n{_caveat(rows)}\n\n{runs}\n'
 
 
 def _print(rows: list[dict[str, Any]], work_dir: Path) -> None:
@@ -177,15 +196,16 @@ def _print(rows: list[dict[str, Any]], work_dir: Path) -> None:
     from rich.table import Table
 
     console = Console(soft_wrap=True)
-    metric = (rows[0]['metric'] or _HEADER[1]).rpartition('/')[2]
-    table = Table(title=f'{metric} of the last epoch; +-: binomial, 95 %')
+    metric = _metric_name(rows)
+    intervals = '; +-: binomial, 95 %' if rows[0]['half_width'] is not None else ''
+    table = Table(title=f'{metric} of the last epoch{intervals}')
     table.add_column(_HEADER[0], overflow='fold')
     for column in (metric, 'attention\nparameters', 'total\nparameters', 'seconds\nper epoch'):
         table.add_column(column, justify='right', no_wrap=True)
     for row in rows:
         table.add_row(*_cells(row))
     console.print(table)
-    console.print(CAVEAT)
+    console.print(_caveat(rows))
     for row in rows:
         for key in ('checkpoint', 'tensorboard', 'coefficients'):
             if row[key]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import difflib
+import importlib.util
 import inspect
 import re
 import warnings
@@ -37,7 +38,8 @@ _EXTRA_KEYS = {
 _VARIABLES = {
     'train_pipeline', 'val_pipeline', 'test_pipeline', 'dataset_type', 'data_root', 'backend_args',
     'metainfo', 'train_dataset', 'val_dataset', 'test_dataset', 'vis_backends', 'norm_cfg',
-    'albu_transforms', 'image_size',
+    'albu_transforms', 'albu_train_transforms', 'image_size', 'conv_cfg', 'load_pipeline',
+    'sup_pipeline', 'unsup_pipeline', 'weak_pipeline', 'strong_pipeline',
 }  # fmt: skip
 _READ_KEYS = (set(inspect.signature(_Runner.__init__).parameters) - {'self', 'cfg'}) | _EXTRA_KEYS
 KNOWN_KEYS = _READ_KEYS | _VARIABLES
@@ -84,6 +86,8 @@ def _get_cfg_path(cfg_path: str, filename: str) -> tuple[str, str | None]:
     if cfg_path.startswith(f'{PACKAGE}::'):
         # No scope: what the package registers, it registers in mmengine's own registries.
         return str(resolve_config(cfg_path)), None
+    if cfg_path.startswith('mmdet::') and importlib.util.find_spec('mmdet') is None:
+        raise ImportError(f'{cfg_path} needs MMDetection: pip install "masa-vit[det]"')
     return _mmengine_cfg_path(cfg_path, filename)
 
 
@@ -95,8 +99,8 @@ Config._get_cfg_path = staticmethod(_get_cfg_path)
 def load_config(config: str | Path | Config, cfg_options: dict[str, Any] | None = None) -> Config:
     """Load a config, apply overrides, and refuse mistyped top-level keys.
 
-    A key is known when the Runner or its family reads it. A key that merely resembles a known
-    one is an error, as is any unknown key that an override would create; other unknown keys are
+    A key is known when the Runner or its family reads it. A key that merely resembles one of these
+    is an error, as is any unknown key that an override would create; other unknown keys are
     the user's variables (a dict among them causes a warning, for it may be meant for the
     Runner). Names with a leading underscore are never looked at.
 
@@ -109,6 +113,7 @@ def load_config(config: str | Path | Config, cfg_options: dict[str, Any] | None 
 
     Raises:
         FileNotFoundError: there is no such config, or a base of it is missing.
+        ImportError: one of its `custom_imports` fails, or a base needs MMDetection.
         ValueError: the config does not parse, or a key is mistyped.
     """
     if isinstance(config, Config):
@@ -121,6 +126,8 @@ def load_config(config: str | Path | Config, cfg_options: dict[str, Any] | None 
             raise ValueError(
                 f'config {str(config)!r} cannot be loaded: {type(error).__name__}: {error}'
             ) from error
+        except ImportError as error:
+            raise ImportError(f'config {str(config)!r}: {_why_not_imported(error)}') from error
     if cfg_options:
         before = set(cfg)
         for option in cfg_options:
@@ -146,11 +153,22 @@ def load_config(config: str | Path | Config, cfg_options: dict[str, Any] | None 
     return cfg
 
 
+def _why_not_imported(error: ImportError) -> str:
+    # of an entry of custom_imports mmengine says that it failed; its cause's context says why
+    why = error.__cause__ and error.__cause__.__context__
+    if why is None:
+        return str(error)
+    hint = ''
+    if isinstance(why, ModuleNotFoundError):
+        hint = '. A module of your own is found through PYTHONPATH, the list of folders to look in'
+    return f'custom_imports: {why}{hint}'
+
+
 def _check_keys(cfg: Config) -> None:
     for key, value in cfg.items():
         if key in KNOWN_KEYS or key.startswith('_') or inspect.isclass(value):
             continue
-        hint = _did_you_mean(key)
+        hint = _did_you_mean(key, _READ_KEYS)
         if hint:
             raise ValueError(
                 f'config {cfg.filename or ""}: unknown key {key!r}{hint} If it is a variable of '
@@ -164,8 +182,8 @@ def _check_keys(cfg: Config) -> None:
             )
 
 
-def _did_you_mean(key: str) -> str:
-    close = difflib.get_close_matches(key, KNOWN_KEYS, n=1, cutoff=0.8)
+def _did_you_mean(key: str, known: set[str] = KNOWN_KEYS) -> str:
+    close = difflib.get_close_matches(key, known, n=1, cutoff=0.8)
     return f'; did you mean {close[0]!r}?' if close else ''
 
 
@@ -221,7 +239,9 @@ def _type_name(node: dict[str, Any]) -> str | None:
 
 
 def _registries() -> list[Registry]:
-    return [r for r in vars(mmengine.registry).values() if isinstance(r, Registry)]
+    """mmengine's registries and those below them, as mmdet's are."""
+    roots = [r for r in vars(mmengine.registry).values() if isinstance(r, Registry)]
+    return [*roots, *(child for root in roots for child in root.children.values())]
 
 
 def _registered(registry: str) -> list[str]:

@@ -17,6 +17,7 @@ from mmengine.runner import CheckpointLoader
 
 LAST_CHECKPOINT = 'last_checkpoint'
 SUMMARY = 'summary.json'
+METRICS = 'metrics.json'
 
 
 def write_atomically(path: str | Path, data: bytes | str) -> None:

@@ -30,6 +30,11 @@ _FILE_ONLY = (
     'Load checkpoint from',
     '"FileClient" will be deprecated',
     '"HardDiskBackend" is the alias',
+    # mmdet's, before its tables and the line of the validation that says the same
+    'Evaluating bbox...',
+    'Evaluating segm...',
+    'bbox_mAP_copypaste:',
+    'segm_mAP_copypaste:',
 )
 
 

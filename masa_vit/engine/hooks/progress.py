@@ -6,6 +6,7 @@ import logging
 import sys
 from typing import Any
 
+import torch
 from mmengine.dist import is_main_process
 from mmengine.hooks import Hook
 from mmengine.registry import HOOKS
@@ -73,7 +74,7 @@ class ProgressHook(Hook):
         if self._progress:
             status = f'lr {next(iter(runner.optim_wrapper.get_lr().values()))[0]:.2e}'
             if outputs and 'loss' in outputs:
-                status = f'loss {float(outputs["loss"]):.3f}  {status}'
+                status = f'loss {torch.as_tensor(outputs["loss"]).item():.3f}  {status}'
             self._progress.update(self._task, completed=runner.iter + 1, status=status)
 
     def after_train(self, runner: Any) -> None:

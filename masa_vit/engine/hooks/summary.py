@@ -19,7 +19,10 @@ from mmengine.registry import HOOKS
 from masa_vit.engine.files import SUMMARY, write_atomically
 from masa_vit.engine.hooks.parameters import count_parameters
 
-_PACKAGES = ('masa-vit', 'torch', 'timm', 'torchvision', 'onedl-mmengine', 'albumentations')
+_PACKAGES = (
+    'masa-vit', 'torch', 'timm', 'torchvision', 'onedl-mmengine', 'onedl-mmcv', 'onedl-mmdetection',
+    'albumentations',
+)  # fmt: skip
 _HISTORY = 'summary_history'
 
 

@@ -1,0 +1,156 @@
+"""Fold a trained classifier or detector: a config and a checkpoint without atoms."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+from typing import Any
+
+import torch
+from mmengine.config import Config, ConfigDict
+from mmengine.logging import print_log
+from mmengine.registry import MODELS, DefaultScope
+from mmengine.runner import save_checkpoint
+from torch import nn
+
+import masa_vit
+from masa_vit.convert.fold import MASA_ARGS
+from masa_vit.engine.config import load_config
+from masa_vit.engine.files import read_checkpoint
+from masa_vit.engine.train import readable_errors
+from masa_vit.models import MasaVisionTransformer, dense_architecture
+
+TOLERANCE = 1e-4
+
+
+def fold(
+    config: str | Path | Config,
+    checkpoint: str | Path,
+    out: str | Path,
+    force: bool = False,
+) -> tuple[Path, Path]:
+    """Write the dense twin of a trained run: `OUT/<config>_folded.py` and `OUT/<config>_folded.pth`.
+
+    The model of the new config is built, loaded from the new weights and compared with the old one
+    before anything is written.
+
+    Args:
+        config: Of the run: path, `masa_vit::...`, or a loaded config.
+        checkpoint: A file that training wrote; of a run with EMA, its averaged weights are folded.
+        out: The folder for the two files.
+        force: Overwrite them.
+
+    Returns:
+        The paths of the config and of the checkpoint.
+
+    Raises:
+        FileNotFoundError: If config or checkpoint do not exist.
+        FileExistsError: If one of the files exists and `force` is not set.
+        ValueError: If nothing is shared, the checkpoint does not fit, or outputs differ by more than
+            1e-4.
+    """
+    cfg = load_config(config)
+    stem = f'{Path(cfg.filename or "model").stem}_folded'
+    paths = Path(out) / f'{stem}.py', Path(out) / f'{stem}.pth'
+    for path in paths:
+        if path.exists() and not force:
+            raise FileExistsError(f'{path} exists; --force overwrites it')
+    loaded = read_checkpoint(checkpoint)
+    model = build_model(cfg)
+    _load(model, loaded['state_dict'], str(checkpoint))
+    folded = masa_vit.fold(model)
+
+    new_cfg = dense_config(cfg)
+    twin = build_model(new_cfg)
+    _load(twin, folded.state_dict(), 'the folded model')
+    difference = _difference(model, twin)
+    if not difference <= TOLERANCE:
+        raise ValueError(
+            f'the outputs of the folded model differ by {difference:.3g}, more than {TOLERANCE:g}; '
+            'nothing was written'
+        )
+    paths[0].parent.mkdir(parents=True, exist_ok=True)
+    new_cfg.dump(paths[0])
+    meta = {**loaded.get('meta', {}), 'cfg': new_cfg.pretty_text}
+    save_checkpoint({'meta': meta, 'state_dict': twin.state_dict()}, str(paths[1]))
+    print_log(f'Largest difference of the outputs: {difference:.3g}', 'current')
+    return paths
+
+
+def dense_config(cfg: Config) -> Config:
+    """The config of the dense twin, without initial weights to load."""
+    new = Config(cfg._cfg_dict.to_dict(), filename=cfg.filename)
+    _make_dense(new.model)
+    new.load_from, new.resume = None, False
+    return new
+
+
+def _make_dense(node: Any) -> None:
+    if isinstance(node, (list, tuple)):
+        for child in node:
+            _make_dense(child)
+    if not isinstance(node, (dict, ConfigDict)):
+        return
+    if dense := dense_architecture(str(node.get('model_name', ''))):
+        node['model_name'] = dense
+        for key in MASA_ARGS & set(node.get('model_args') or {}):
+            del node['model_args'][key]
+        for key in ('init_from', 'init_cfg', 'freeze_atoms'):
+            node.pop(key, None)
+    for child in node.values():
+        _make_dense(child)
+
+
+def build_model(cfg: Config) -> nn.Module:
+    """Build a config's model in its scope, for evaluation."""
+    model_cfg = dict(cfg.model)
+    if 'data_preprocessor' in cfg:
+        model_cfg.setdefault('data_preprocessor', cfg.data_preprocessor)
+    scope = cfg.get('default_scope', 'mmengine')
+    with DefaultScope.overwrite_default_scope(scope), readable_errors(cfg):
+        return MODELS.build(model_cfg).eval()
+
+
+def _load(model: nn.Module, state_dict: dict[str, Any], source: str) -> None:
+    try:
+        model.load_state_dict(state_dict)
+    except RuntimeError as error:
+        lines = '\n'.join(line[:240] for line in str(error).splitlines()[:8])
+        raise ValueError(
+            f'{source} does not fit the model of the config in every tensor:\n{lines}'
+        ) from error
+
+
+@torch.no_grad()
+def _difference(model: nn.Module, twin: nn.Module) -> float:
+    """Largest difference of the outputs of whatever holds a shared transformer, on noise."""
+    differences = []
+    for name, owner in model.named_modules():
+        for child in owner.children():
+            if isinstance(child, MasaVisionTransformer):
+                embed = child.patch_embed
+                images = torch.randn(2, embed.proj.in_channels, *embed.img_size)
+                other = twin.get_submodule(name)
+                pairs = zip(_outputs(owner, images), _outputs(other, images), strict=True)
+                differences += [(a - b).abs().max().item() for a, b in pairs]
+    return max(differences)
+
+
+def _outputs(module: nn.Module, images: torch.Tensor) -> tuple[torch.Tensor, ...]:
+    outputs = module(images)  # a backbone's maps, or a classifier's logits
+    return outputs if isinstance(outputs, tuple) else (outputs,)
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Add the arguments of `masa-vit fold`."""
+    parser.add_argument('config', help='of the training run: path, or masa_vit::<name>.py')
+    parser.add_argument('checkpoint', help='a file that training wrote')
+    parser.add_argument('--out', type=Path, required=True, help='folder for config and checkpoint')
+    parser.add_argument('--force', action='store_true', help='overwrite them')
+
+
+def run(args: argparse.Namespace) -> int:
+    """Run `masa-vit fold`."""
+    config, checkpoint = fold(args.config, args.checkpoint, args.out, args.force)
+    print(f'config:     {config}\ncheckpoint: {checkpoint}')
+    return 0

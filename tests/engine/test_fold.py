@@ -1,0 +1,107 @@
+"""A trained run folds to a config and a checkpoint without atoms."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from mmengine.config import Config
+
+from masa_vit.cli import main
+from masa_vit.engine import load_config
+from masa_vit.engine.classify import Predictor
+from masa_vit.engine.fold import dense_config, fold
+
+PIPELINE = [dict(type='Albumentations', transforms=[dict(type='Resize', height=16, width=16)])]
+
+
+@pytest.fixture
+def trained(tiny: Any, image_root: Path, tmp_path: Path) -> tuple[Path, Path]:
+    """Config and checkpoint of a classifier."""
+    from mmengine.registry import MODELS
+
+    import masa_vit.cls  # noqa: F401
+
+    dataset = dict(type='ImageFolder', data_root=str(image_root), split='val', pipeline=PIPELINE)
+    model = tiny(model_args=dict(num_atoms=3, coefficients='mlp'), init_from='weights.pth')
+    cfg = Config(
+        dict(
+            custom_imports=dict(imports=['masa_vit.cls', 'masa_vit.engine']),
+            model=model,
+            val_dataloader=dict(batch_size=4, dataset=dataset),
+        )
+    )
+    cfg.dump(tmp_path / 'mine.py')
+    built = MODELS.build({**model, 'init_from': None})
+    with torch.no_grad():
+        built.model.head.weight.normal_()
+    meta = {'dataset_meta': {'classes': ['cat', 'dog', 'emu']}, 'cfg': cfg.pretty_text}
+    torch.save({'meta': meta, 'state_dict': built.state_dict()}, tmp_path / 'epoch_1.pth')
+    return tmp_path / 'mine.py', tmp_path / 'epoch_1.pth'
+
+
+def test_a_classifier(trained: tuple[Path, Path], tmp_path: Path, image_root: Path) -> None:
+    assert main(['fold', *map(str, trained), '--out', str(tmp_path / 'out')]) == 0
+    folded = tmp_path / 'out' / 'mine_folded.py', tmp_path / 'out' / 'mine_folded.pth'
+    model = load_config(folded[0]).model
+    assert model.model_name == 'vit_tiny_patch16_224'
+    assert 'num_atoms' not in model.model_args
+    assert 'init_from' not in model
+    images = sorted((image_root / 'val').rglob('*.png'))
+    before, after = (Predictor(*files, 'cpu')(images) for files in (trained, folded))
+    for a, b in zip(before, after, strict=True):
+        assert [p['name'] for p in a['predictions']] == [p['name'] for p in b['predictions']]
+        for p, q in zip(a['predictions'], b['predictions'], strict=True):
+            assert p['probability'] == pytest.approx(q['probability'], abs=1e-4)
+
+
+def test_nothing_is_overwritten(trained: tuple[Path, Path], tmp_path: Path) -> None:
+    fold(*trained, tmp_path)
+    before = (tmp_path / 'mine_folded.pth').stat().st_mtime_ns
+    with pytest.raises(FileExistsError, match='--force'):
+        fold(*trained, tmp_path)
+    assert (tmp_path / 'mine_folded.pth').stat().st_mtime_ns == before
+    fold(*trained, tmp_path, force=True)
+    assert (tmp_path / 'mine_folded.pth').stat().st_mtime_ns > before
+
+
+def test_a_dense_run_and_a_foreign_checkpoint(trained: tuple[Path, Path], tmp_path: Path) -> None:
+    folded = fold(*trained, tmp_path / 'a')
+    with pytest.raises(ValueError, match='nothing to fold'):
+        fold(*folded, tmp_path / 'b')
+    with pytest.raises(ValueError, match='the checkpoint is dense'):
+        fold(trained[0], folded[1], tmp_path / 'b')
+    cut = torch.load(trained[1])
+    del cut['state_dict']['model.head.weight']
+    torch.save(cut, tmp_path / 'cut.pth')
+    with pytest.raises(ValueError, match=r'(?s)cut\.pth does not fit.*model\.head\.weight'):
+        fold(trained[0], tmp_path / 'cut.pth', tmp_path / 'b')
+    assert not (tmp_path / 'b').exists()
+
+
+def test_a_wrong_result_is_not_written(
+    trained: tuple[Path, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import masa_vit
+
+    right = masa_vit.fold
+
+    def wrong(model: torch.nn.Module) -> torch.nn.Module:
+        folded = right(model)
+        with torch.no_grad():
+            folded.model.head.bias.add_(1)
+        return folded
+
+    monkeypatch.setattr(masa_vit, 'fold', wrong)
+    with pytest.raises(ValueError, match='differ by 1'):
+        fold(*trained, tmp_path / 'out')
+    assert not (tmp_path / 'out').exists()
+
+
+@pytest.mark.parametrize('name', ['cls/vit_tiny_masa_s4_digits', 'det/mask_rcnn_vit_masa'])
+def test_config_of_the_twin(name: str) -> None:
+    dense = name.replace('_s4', '').replace('masa', 'dense')
+    folded = dense_config(load_config(f'masa_vit::{name}.py'))
+    assert folded.model == load_config(f'masa_vit::{dense}.py').model
