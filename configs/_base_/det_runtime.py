@@ -1,0 +1,19 @@
+# What every detection run shares: hooks, logging, pictures of predictions.
+_base_ = './default_runtime.py'
+
+default_scope = 'mmdet'
+custom_imports = dict(imports=['masa_vit.det', 'masa_vit.engine'])
+
+default_hooks = dict(
+    checkpoint=dict(save_best='coco/bbox_mAP'),
+    visualization=dict(type='ValidationPicturesHook', num_images=4, score_thr=0.3),
+)
+custom_hooks = [
+    dict(type='DetClassesCheckHook'),
+    dict(type='ParameterTableHook'),
+    dict(type='CoefficientHook'),
+    dict(type='ProgressHook'),
+    dict(type='SummaryHook'),
+]
+visualizer = dict(type='DetLocalVisualizer', name='visualizer')
+env_cfg = dict(cudnn_benchmark=False)  # the images of a run have many sizes
