@@ -7,17 +7,22 @@ _images['pipeline'] = [step for step in _images['pipeline'] if step['type'] != '
 train_dataloader = dict(
     dataset=dict(_delete_=True, type='RepeatDataset', times=50, dataset=_images),
 )
+
+_pack = dict(**_base_.val_dataloader.dataset.pipeline[-1])
+_pack['meta_keys'] = (*_pack['meta_keys'], 'instances')
 val_dataloader = dict(
     dataset=dict(
         ann_file=_base_.train_dataloader.dataset.ann_file,
         data_prefix=_base_.train_dataloader.dataset.data_prefix,
         indices=8,
+        pipeline=[*_base_.val_dataloader.dataset.pipeline[:-1], _pack],
     )
 )
 test_dataloader = val_dataloader
-val_evaluator = dict(ann_file='data/coco/annotations/instances_train2017.json')
+# compared with the annotations that the dataset loads: the file has those of all other images, too
+val_evaluator = dict(ann_file=None)
 test_evaluator = val_evaluator
 
 optim_wrapper = dict(optimizer=dict(lr=1e-3))
-train_cfg = dict(max_epochs=6, val_interval=2)
+train_cfg = dict(max_epochs=4, val_interval=2)
 default_hooks = dict(visualization=dict(num_images=8))
