@@ -233,7 +233,7 @@ def test_init_from_a_timm_name(monkeypatch: pytest.MonkeyPatch) -> None:
     model = timm.create_model('vit_tiny_patch16_224', **dense_args())
     create = timm.create_model
     monkeypatch.setattr(
-        'masa_vit.models.checkpoint.timm.create_model',
+        'masa_vit.models.loading.timm.create_model',
         lambda name, pretrained=False, **kw: model if pretrained else create(name, **kw),
     )
     backbone = build('vit_tiny_patch16_224', init_cfg=pretrained('vit_tiny_patch16_224.augreg'))

@@ -4,13 +4,8 @@ import logging
 
 import numpy as np
 import pytest
-import safetensors.torch
-import timm
 import torch
 from torch import nn
-
-import masa_vit
-from masa_vit.models import load_weights, read_state_dict
 
 
 def test_checkpoint_with_an_mlp_loads_into_a_direct_model_and_says_so(small, images, caplog):
@@ -77,146 +72,9 @@ def test_other_dictionaries(small):
         small().load_state_dict(small(dictionaries=['qkv', 'o']).state_dict())
 
 
-@pytest.mark.parametrize('suffix', ['.pth', '.safetensors'])
-@pytest.mark.parametrize('prefix', ['', 'model.', 'module.backbone.'])
-def test_load_weights_from_files(small, images, tmp_path, suffix, prefix):
-    trained = small()
-    state = {prefix + key: value for key, value in trained.state_dict().items()}
-    path = tmp_path / f'weights{suffix}'
-    if suffix == '.pth':
-        torch.save({'state_dict': state, 'meta': {'epoch': 3}}, path)
-    else:
-        safetensors.torch.save_file(state, path)
-    model = small()
-    report = load_weights(model, path)
-    assert torch.equal(model(images), trained(images))
-    assert len(report.matched) == len(trained.state_dict())
-    problems = report.missing + report.unexpected + report.resized + report.dropped
-    assert not problems
-
-
 def test_create_model_with_checkpoint_path(small, images, tmp_path):
     trained = small()
     torch.save(trained.state_dict(), tmp_path / 'weights.pth')
     assert torch.equal(
         small(checkpoint_path=str(tmp_path / 'weights.pth'))(images), trained(images)
     )
-
-
-def test_fine_tuning_at_another_size_with_other_classes(small, tmp_path):
-    trained = small(num_classes=5)
-    torch.save(trained.state_dict(), tmp_path / 'weights.pth')
-    model = small(img_size=(48, 64), num_classes=3)
-    report = load_weights(model, tmp_path / 'weights.pth')
-    assert report.resized == ['pos_embed']
-    assert report.dropped == ['head.weight', 'head.bias']
-    assert 'dropped (2): head.weight, head.bias' in str(report)
-    assert torch.equal(model.banks['q'].atoms, trained.banks['q'].atoms)
-    assert model(torch.randn(1, 3, 48, 64)).shape == (1, 3)
-
-
-def test_dense_models_too(small, images, tmp_path):
-    trained = small('vit_tiny_patch16_224')
-    safetensors.torch.save_file(trained.state_dict(), tmp_path / 'dense.safetensors')
-    model = small('vit_tiny_patch16_224')
-    load_weights(model, tmp_path / 'dense.safetensors')
-    assert torch.equal(model(images), trained(images))
-
-
-def test_ema_weights_first(small, images, tmp_path):
-    raw, ema = small(), small()
-    path = tmp_path / 'last.pth.tar'
-    torch.save({'state_dict': raw.state_dict(), 'state_dict_ema': ema.state_dict()}, path)
-    model = small()
-    load_weights(model, path)
-    assert torch.equal(model(images), ema(images))
-
-
-def test_folded_checkpoint_is_a_dense_one(small, tmp_path):
-    torch.save(masa_vit.fold(small()).state_dict(), tmp_path / 'folded.pth')
-    with pytest.raises(ValueError, match='the checkpoint is dense'):
-        load_weights(small(), tmp_path / 'folded.pth')
-    load_weights(small('vit_tiny_patch16_224'), tmp_path / 'folded.pth')
-
-
-@pytest.mark.parametrize('suffix', ['.pth', '.safetensors'])
-def test_truncated_file(small, tmp_path, suffix):
-    path = tmp_path / f'weights{suffix}'
-    state = small().state_dict()
-    if suffix == '.pth':
-        torch.save(state, path)
-    else:
-        safetensors.torch.save_file(state, path)
-    path.write_bytes(path.read_bytes()[:5000])
-    with pytest.raises(ValueError, match=r'cannot be read as a checkpoint \(5000 bytes\)'):
-        read_state_dict(path)
-
-
-def test_any_other_file(small, tmp_path):
-    (tmp_path / 'noise.pth').write_bytes(bytes(range(256)) * 20)
-    with pytest.raises(ValueError, match='truncated, or no file of weights'):
-        load_weights(small(), tmp_path / 'noise.pth')
-
-
-def test_masa_checkpoint_into_a_dense_model(small, tmp_path):
-    torch.save(small().state_dict(), tmp_path / 'masa.pth')
-    with pytest.raises(ValueError, match=r'checkpoint of a MASA model .*banks\.q\.atoms'):
-        load_weights(small('vit_tiny_patch16_224'), tmp_path / 'masa.pth')
-
-
-class Anything:
-    """Not a weight."""
-
-
-def test_pickled_objects_are_not_loaded(small, tmp_path):
-    path = tmp_path / 'run.pth'
-    torch.save({'state_dict': small().state_dict(), 'history': Anything()}, path)
-    with pytest.raises(ValueError, match='holds pickled objects besides weights'):
-        load_weights(small(), path)
-
-
-@pytest.mark.parametrize('name', ['nowhere.pth', 'vit_tiny_masa_s2.pth', 'a/vit_tiny_masa_s2'])
-def test_no_such_file(small, name):
-    with pytest.raises(FileNotFoundError, match='does not exist'):
-        load_weights(small(), name)
-
-
-def test_a_folder(small, tmp_path):
-    with pytest.raises(FileNotFoundError, match=r'is a folder.*local-dir:'):
-        load_weights(small(), tmp_path)
-
-
-def test_into_a_wrapper(small, images, tmp_path):
-    trained, features = small(), small(features_only=True)
-    torch.save(trained.state_dict(), tmp_path / 'weights.pth')
-    report = load_weights(features, tmp_path / 'weights.pth')
-    assert 'banks.q.atoms' in report.matched
-    expected = trained.forward_intermediates(images, indices=[3], intermediates_only=True)[0]
-    assert torch.equal(features(images)[-1], expected)
-
-
-def test_nothing_matches(small, tmp_path):
-    torch.save({'conv1.weight': torch.ones(3)}, tmp_path / 'other.pth')
-    with pytest.raises(ValueError, match=r'no tensor of .* matches .* conv1\.weight'):
-        load_weights(small(), tmp_path / 'other.pth')
-
-
-def test_another_architecture(small, tmp_path):
-    torch.save(small(embed_dim=64).state_dict(), tmp_path / 'wide.pth')
-    with pytest.raises(ValueError, match='embed_dim, depth or mlp_ratio differ'):
-        load_weights(small(), tmp_path / 'wide.pth')
-
-
-def test_name_of_a_timm_model(small, monkeypatch):
-    """There are no weights to download in a test: timm's answer is put in its place."""
-    trained, model = small('vit_tiny_patch16_224'), small('vit_tiny_patch16_224')
-    asked = []
-
-    def create_model(name, pretrained):
-        asked.append((name, pretrained))
-        return trained
-
-    monkeypatch.setattr(timm, 'create_model', create_model)
-    load_weights(model, 'vit_tiny_patch16_224.augreg_in21k')
-    assert asked == [('vit_tiny_patch16_224.augreg_in21k', True)]
-    assert torch.equal(model.head.weight, trained.head.weight)

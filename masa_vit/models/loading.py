@@ -1,0 +1,214 @@
+"""Read weights from files into models, at other sizes too, with a report of what matched."""
+
+from __future__ import annotations
+
+import pickle
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import timm
+import torch
+from safetensors import SafetensorError
+from timm.models import load_state_dict
+from torch import nn
+
+from masa_vit.layers import SharedLinear
+from masa_vit.models.checkpoint import checkpoint_filter_fn
+
+_WEIGHT_SUFFIXES = ('.pth', '.pt', '.tar', '.bin', '.ckpt', '.safetensors')
+
+
+@dataclass
+class LoadReport:
+    """What became of the tensors of a checkpoint."""
+
+    source: str
+    matched: list[str] = field(default_factory=list)
+    missing: list[str] = field(default_factory=list)
+    unexpected: list[str] = field(default_factory=list)
+    resized: list[str] = field(default_factory=list)
+    dropped: list[str] = field(default_factory=list)
+
+    def __str__(self) -> str:
+        """One line per outcome, with the names where something did not match."""
+        lines = [f'{self.source}: {len(self.matched)} tensors matched']
+        for what in ('resized', 'dropped', 'missing', 'unexpected'):
+            names = getattr(self, what)
+            if names:
+                shown = ', '.join(names[:6]) + (', ...' if len(names) > 6 else '')
+                lines.append(f'  {what} ({len(names)}): {shown}')
+        return '\n'.join(lines)
+
+
+def read_state_dict(path: str | Path) -> dict[str, torch.Tensor]:
+    """Read the weights of a `.pth` or `.safetensors` file, EMA weights first, without wrappers.
+
+    Raises:
+        FileNotFoundError: If there is no such file.
+        ValueError: If the file is truncated or not a checkpoint.
+    """
+    path = Path(path)
+    if path.is_dir():
+        raise FileNotFoundError(
+            f'{str(path)!r} is a folder, not a checkpoint: give a file in it, or create the model of '
+            f"a Hugging Face folder by timm.create_model('local-dir:{path}', pretrained=True)"
+        )
+    if not path.is_file():
+        raise FileNotFoundError(f'checkpoint {str(path)!r} does not exist')
+    try:
+        return load_state_dict(str(path))
+    except RuntimeError as error:
+        if 'Unsupported globals' not in str(error):
+            raise _unreadable(path, error) from error
+        raise ValueError(
+            f'{str(path)!r} holds pickled objects besides weights, which may run any code and are not '
+            'loaded. If you trust the file, write its weights alone: '
+            "torch.save(torch.load(path, weights_only=False)['state_dict'], 'weights.pth')"
+        ) from error
+    except (EOFError, pickle.UnpicklingError, SafetensorError, OSError) as error:
+        raise _unreadable(path, error) from error
+
+
+def _unreadable(path: Path, error: Exception) -> ValueError:
+    return ValueError(
+        f'{str(path)!r} cannot be read as a checkpoint ({path.stat().st_size} bytes): it is '
+        f'truncated, or no file of weights. {type(error).__name__}: {error}'
+    )
+
+
+def load_weights(
+    model: nn.Module,
+    source: str | Path,
+    *,
+    prefix: str = '',
+    ignore: Sequence[str] = (),
+    weights: Mapping[str, torch.Tensor] | None = None,
+) -> LoadReport:
+    """Load weights into a timm model for fine-tuning, at any image size and number of classes.
+
+    Position and patch embeddings are resampled; a classifier of another size is left as it is. Class
+    and register tokens that the model has not are dropped, with their position embeddings.
+
+    Args:
+        model: A timm model, ours or any other, or a wrapper around one.
+        source: A `.pth` or `.safetensors` file of the same architecture (a training checkpoint is
+            fine, wrapper prefixes are found), or the name of a timm model with pretrained weights.
+        prefix: Of the tensors that count, e.g. 'backbone.'; what else stands before the model's names
+            in the file is found by itself.
+        ignore: Beginnings of the names of tensors that are not wanted; they are reported as dropped.
+        weights: The state dict of `source`, where it has been read already.
+
+    Returns:
+        What matched, was resized, dropped, missing or unexpected.
+
+    Raises:
+        FileNotFoundError: If `source` is neither a file nor a model.
+        ValueError: If nothing matches, or shapes differ in more than sizes that can be resampled.
+    """
+    source = str(source)
+    model = _owner_of_patch_embed(model)
+    if weights is not None:
+        state_dict = dict(weights)
+    elif _is_model_name(source):
+        state_dict = timm.create_model(source, pretrained=True).state_dict()
+    else:
+        state_dict = read_state_dict(source)
+    own = model.state_dict()
+    state_dict = _strip_prefix(state_dict, own, prefix)
+    atoms = [key for key in state_dict if re.fullmatch(r'banks\.\w+\.atoms', key)]
+    if atoms and not any(isinstance(module, SharedLinear) for module in model.modules()):
+        raise ValueError(
+            f'{source!r} is the checkpoint of a MASA model (it holds {atoms[0]!r}), this '
+            f'{type(model).__name__} is dense: create the MASA model that it belongs to and load '
+            'it there; masa_vit.fold then gives the dense one.'
+        )
+    report = LoadReport(source)
+    _drop_classifier(model, state_dict, own, report)
+    _drop_prefix_tokens(model, state_dict, report)
+    for key in [key for key in state_dict if key.startswith(tuple(ignore))]:
+        del state_dict[key]
+        report.dropped.append(key)
+    before = {key: value.shape for key, value in state_dict.items()}
+    if hasattr(model, 'patch_embed'):
+        state_dict = checkpoint_filter_fn(state_dict, model)
+    incompatible = _load(model, state_dict, source)
+    report.resized = [k for k, v in state_dict.items() if k in before and v.shape != before[k]]
+    report.unexpected = list(incompatible.unexpected_keys)
+    report.missing = [key for key in incompatible.missing_keys if key not in report.dropped]
+    absent = {*incompatible.missing_keys}
+    report.matched = [key for key in own if key not in absent]
+    if not report.matched:
+        raise ValueError(
+            f'no tensor of {source!r} matches the model: it holds '
+            f'{", ".join(list(state_dict)[:4])}, ..., the model {", ".join(list(own)[:4])}, ...'
+        )
+    return report
+
+
+def _is_model_name(source: str) -> bool:
+    path = Path(source)
+    is_file = path.exists() or len(path.parts) > 1 or path.suffix in _WEIGHT_SUFFIXES
+    return not is_file and timm.is_model(source.partition('.')[0])
+
+
+def _owner_of_patch_embed(model: nn.Module) -> nn.Module:
+    """The vision transformer inside a wrapper, if there is exactly one; else the module itself."""
+    owners = [module for module in model.modules() if hasattr(module, 'patch_embed')]
+    return owners[0] if len(owners) == 1 else model
+
+
+def _load(model: nn.Module, state_dict: dict[str, Any], source: str) -> Any:
+    try:
+        return model.load_state_dict(state_dict, strict=False)
+    except RuntimeError as error:  # torch lists every tensor of another shape: keep the first ones
+        lines = str(error).splitlines()
+        raise ValueError(
+            '\n'.join(
+                [
+                    f'{source!r} does not fit the model; embed_dim, depth or mlp_ratio differ:',
+                    *lines[1:5],
+                    *([f'... and {len(lines) - 5} more'] if len(lines) > 5 else []),
+                ]
+            )
+        ) from None
+
+
+def _strip_prefix(
+    state_dict: dict[str, Any], own: Mapping[str, Any], prefix: str
+) -> dict[str, Any]:
+    """Keep what lies under `prefix` and, in there, under the prefix that fits most of the model's."""
+    state_dict = {k.removeprefix(prefix): v for k, v in state_dict.items() if k.startswith(prefix)}
+    probe = list(own)[:8]
+    candidates = {key[: -len(k)] for k in probe for key in state_dict if key.endswith(f'.{k}')} | {
+        ''
+    }
+    best = max(sorted(candidates), key=lambda p: sum(p + key in state_dict for key in own))
+    return {key.removeprefix(best): v for key, v in state_dict.items() if key.startswith(best)}
+
+
+def _drop_classifier(
+    model: nn.Module,
+    state_dict: dict[str, Any],
+    own: Mapping[str, Any],
+    report: LoadReport,
+) -> None:
+    classifier = getattr(model, 'pretrained_cfg', {}).get('classifier') or ()
+    for name in (classifier,) if isinstance(classifier, str) else classifier:
+        for key in (f'{name}.weight', f'{name}.bias'):
+            if key in state_dict and (key not in own or own[key].shape != state_dict[key].shape):
+                del state_dict[key]
+                report.dropped.append(key)
+
+
+def _drop_prefix_tokens(model: Any, state_dict: dict[str, Any], report: LoadReport) -> None:
+    """Drop class and register tokens for a model without any, as backbones of detectors are."""
+    if getattr(model, 'num_prefix_tokens', None) != 0:
+        return
+    dropped = [key for key in ('cls_token', 'reg_token') if key in state_dict]
+    count = sum(state_dict.pop(key).shape[1] for key in dropped)
+    report.dropped.extend(dropped)
+    if count and not model.no_embed_class and 'pos_embed' in state_dict:
+        state_dict['pos_embed'] = state_dict['pos_embed'][:, count:]
