@@ -144,3 +144,27 @@ def test_name_of_a_timm_model(small, monkeypatch):
     load_weights(model, 'vit_tiny_patch16_224.augreg_in21k')
     assert asked == [('vit_tiny_patch16_224.augreg_in21k', True)]
     assert torch.equal(model.head.weight, trained.head.weight)
+
+
+def test_into_a_model_without_class_token_and_head(small, tmp_path):
+    """As backbones of detectors are: tokens go with their position embeddings."""
+    trained = small(reg_tokens=2)
+    torch.save({'a.b.' + k: v for k, v in trained.state_dict().items()}, tmp_path / 'weights.pth')
+    model = small(class_token=False, global_pool='', num_classes=0, final_norm=False)
+    report = load_weights(model, tmp_path / 'weights.pth', prefix='a.', ignore=('norm.',))
+    assert torch.equal(model.pos_embed, trained.pos_embed[:, 3:])
+    assert not report.missing
+    assert not report.unexpected
+    assert {'cls_token', 'reg_token', 'norm.weight', 'head.weight'} <= set(report.dropped)
+    apart = small(reg_tokens=2, no_embed_class=True)
+    torch.save(apart.state_dict(), tmp_path / 'weights.pth')
+    model = small(class_token=False, global_pool='', num_classes=0, no_embed_class=True)
+    load_weights(model, tmp_path / 'weights.pth')
+    assert torch.equal(model.pos_embed, apart.pos_embed)
+
+
+def test_a_state_dict_that_was_read_already(small):
+    trained, model = small(), small()
+    report = load_weights(model, 'https://example.org/x.pth', weights=trained.state_dict())
+    assert report.source == 'https://example.org/x.pth'
+    assert torch.equal(model.banks.q.atoms, trained.banks.q.atoms)
