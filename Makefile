@@ -1,6 +1,7 @@
 # make demo   set everything up, train a MASA ViT and its dense twin on real images, compare them
 # make test   set everything up, run the tests
 # make lint   set everything up, check style and types
+# make det    set everything up, with MMDetection
 #
 # VENV=path       another place for the virtual environment
 # PIP_ARGS="..."  options for pip, e.g. a CPU build of torch on Linux:
@@ -13,14 +14,15 @@ PIP_ARGS ?=
 PYTEST_ARGS ?= -n 2
 BIN = $(VENV)/bin
 STAMP = $(VENV)/.installed
+DET_STAMP = $(VENV)/.installed-det
 
-.PHONY: demo test lint setup
+.PHONY: demo test lint setup det
 
 demo: $(STAMP)
 	$(BIN)/python tools/compare.py configs/cls/vit_tiny_masa_s4_digits.py \
 		configs/cls/vit_tiny_dense_digits.py --work-dir work_dirs/demo/$$(date +%Y%m%d_%H%M%S)
 
-test: $(STAMP)
+test: $(DET_STAMP)
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest $(PYTEST_ARGS)
 
 lint: $(STAMP)
@@ -30,9 +32,15 @@ lint: $(STAMP)
 
 setup: $(STAMP)
 
+det: $(DET_STAMP)
+
 $(STAMP): pyproject.toml
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 10))' || \
 		{ echo "Python >= 3.10 is needed, $(PYTHON) is older: make PYTHON=python3.12 ..."; exit 1; }
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --disable-pip-version-check $(PIP_ARGS) -e '.[train,dev]'
+	@touch $@
+
+$(DET_STAMP): $(STAMP)
+	$(BIN)/python -m pip install --disable-pip-version-check $(PIP_ARGS) -e '.[det,train,dev]'
 	@touch $@

@@ -15,5 +15,5 @@ custom_hooks = [
     dict(type='ProgressHook'),
     dict(type='SummaryHook'),
 ]
-visualizer = dict(type='DetLocalVisualizer', name='visualizer')
+visualizer = dict(type='DetLocalVisualizer')
 env_cfg = dict(cudnn_benchmark=False)  # the images of a run have many sizes

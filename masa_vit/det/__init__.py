@@ -4,12 +4,21 @@ Needs the ``det`` extra. Import it before `mmdet.apis`: where mmcv has no compil
 those on torchvision in their place.
 """
 
+import contextlib
+import io
+import warnings
+
 from masa_vit.det import mmcv_ops, packages
 
 packages.check()
 mmcv_ops.install()
+with contextlib.redirect_stdout(io.StringIO()), warnings.catch_warnings():
+    # packages that nothing here needs are missing, as mmdet prints and warns
+    warnings.filterwarnings('ignore', 'faster_coco_eval is not installed')
+    import mmdet.datasets
+    import mmdet.evaluation  # noqa: F401
 
-# mmdet's modules look for the operators when they are imported
+# after the operators, which mmdet's modules look for when they are imported
 from masa_vit.det.attention import WindowedAttention  # noqa: E402
 from masa_vit.det.backbone import MasaViT  # noqa: E402
 from masa_vit.det.datasets import CheckedCocoDataset  # noqa: E402

@@ -148,9 +148,9 @@ def _write(path: Path, results: list[dict[str, Any]]) -> None:
 def _print_table(results: list[dict[str, Any]], rows: list[list[str]], columns: list[str]) -> None:
     from rich.console import Console
     from rich.markup import escape
-    from rich.table import Table
+    from rich.table import Column, Table
 
-    table = Table('image', *columns)
+    table = Table(Column('image', overflow='fold'), *columns)
     for result, row in zip(results, rows, strict=True):
         cells = ['[red]unreadable[/red]'] if 'error' in result else map(escape, row)
         table.add_row(escape(result['path']), *cells)

@@ -78,6 +78,12 @@ class Runner(_Runner):
                 handler.addFilter(_for_console)
         return logger
 
+    def build_visualizer(self, visualizer: Any = None) -> Any:
+        """As mmengine's, one per run: a name in the config is shared by all runs of a process."""
+        if isinstance(visualizer, dict):
+            visualizer = {**visualizer, 'name': self.experiment_name}
+        return super().build_visualizer(visualizer)
+
     def register_default_hooks(self, hooks: dict[str, Any] | None = None) -> None:
         """mmengine's default hooks and the one that seeds the epochs."""
         super().register_default_hooks(hooks)

@@ -13,13 +13,10 @@ from PIL import Image
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from masa_vit.det import ValidationPicturesHook
-from masa_vit.engine import test as evaluate
 from masa_vit.engine import train
 
 
-def test_in_training_and_testing(
-    det_config: Path, tmp_path: Path, capsys: pytest.CaptureFixture
-) -> None:
+def test_training(det_config: Path, tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
     few = {'model.test_cfg.rcnn.max_per_img': 5}
     summary = train(det_config, tmp_path / 'run', cfg_options=few)
     out = capsys.readouterr().out
@@ -42,14 +39,6 @@ def test_in_training_and_testing(
             halves = np.split(np.asarray(Image.open(Path(summary['tensorboard'], file))), 2, axis=1)
             assert not np.array_equal(*halves)
 
-    # testing draws nothing, or all
-    checkpoint = summary['checkpoints']['last']
-    for folder, option, count in (('a', {}, 0), ('b', {'test_out_dir': 'pictures'}, 4)):
-        options = {f'default_hooks.visualization.{k}': v for k, v in option.items()}
-        evaluate(det_config, checkpoint, tmp_path / folder, cfg_options=few | options)
-        assert len(list((tmp_path / folder).rglob('*.jpg'))) == count
-        assert not list((tmp_path / folder).rglob('*.png'))
-
 
 class Recorder:
     """In place of the visualizer: tag and step of what it was to draw."""
@@ -58,19 +47,22 @@ class Recorder:
         self.drawn: list[tuple[str, int]] = []
 
     def add_datasample(self, name: str, image: np.ndarray, step: int, **_: Any) -> None:
+        assert image.shape == (4, 4, 3)
         self.drawn.append((name, step))
+
+
+def make_samples(folder: Path, count: int) -> list[SimpleNamespace]:
+    """Predictions on images that are called after their positions."""
+    paths = [folder / f'p{position}.png' for position in range(count)]
+    for path in paths:
+        Image.new('RGB', (4, 4)).save(path)
+    return [SimpleNamespace(img_path=str(path)) for path in paths]
 
 
 def validate(
     hook: ValidationPicturesHook, folder: Path, count: int, batch_size: int, loop: Any
 ) -> list[tuple[str, int]]:
-    """Show the hook a validation; the images are called after their positions."""
-    Image.new('RGB', (4, 4)).save(folder / '0.png')
-    samples = [SimpleNamespace(img_path=str(folder / '0.png')) for _ in range(count)]
-    for position, sample in enumerate(samples):
-        path = folder / f'p{position}.png'
-        path.write_bytes((folder / '0.png').read_bytes())
-        sample.img_path = str(path)
+    """What the hook draws in a validation."""
     runner = SimpleNamespace(
         val_dataloader=SimpleNamespace(sampler=range(count)),
         visualizer=Recorder(),
@@ -78,6 +70,7 @@ def validate(
         epoch=3,
         iter=70,
     )
+    samples = make_samples(folder, count)
     hook.before_val_epoch(runner)
     for batch, start in enumerate(range(0, count, batch_size)):
         hook.after_val_iter(runner, batch, None, samples[start : start + batch_size])
@@ -98,6 +91,15 @@ def test_evenly_spread(tmp_path: Path, batch_size: int) -> None:
     by_iteration = validate(hook, tmp_path, 1, batch_size, loop=None)
     assert by_iteration == [('val_0_p0', 70)]
     assert validate(build(draw=False), tmp_path, 10, batch_size, by_epoch) == []
+
+
+def test_testing_draws_nothing_or_all(tmp_path: Path) -> None:
+    runner = SimpleNamespace(work_dir=str(tmp_path), timestamp='now')
+    for options, count in ((dict(), 0), (dict(test_out_dir='pictures'), 3)):
+        hook = build(**options)
+        hook._visualizer = Recorder()
+        hook.after_test_iter(runner, 0, None, make_samples(tmp_path, 3))
+        assert len(hook._visualizer.drawn) == count
 
 
 def build(**arguments: Any) -> ValidationPicturesHook:

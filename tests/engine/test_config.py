@@ -1,5 +1,6 @@
 """Configs are found, merged and checked."""
 
+import importlib.util
 import warnings
 
 import pytest
@@ -71,6 +72,37 @@ def test_variables_of_the_user(tmp_path):
         load_config(write(tmp_path, '_anything = dict()\nmax_epochs = 3\nimage_size = (3, 3)'))
     with pytest.warns(UserWarning, match='zebra'):
         load_config(write(tmp_path, 'zebra = dict()'))
+
+
+def test_customary_variables_of_mmdet(tmp_path):
+    """What MMDetection's configs hold at their top level; a resemblance to our keys is none."""
+    names = ('backend_args', 'albu_train_transforms', 'tta_model', 'tta_pipeline', 'conv_cfg')
+    names += ('train_pipeline_stage2', 'load_pipeline', 'img_norm_cfg', 'dataset_type')
+    with warnings.catch_warnings():
+        warnings.filterwarnings('error', message='.*is read by nobody')
+        load_config(write(tmp_path, '\n'.join(f'{name} = []' for name in names)))
+
+
+def test_import_that_fails(tmp_path, monkeypatch):
+    """The reason is told, which mmengine hides."""
+    (tmp_path / 'needs_more.py').write_text("raise ImportError('do this: pip install more')")
+    monkeypatch.syspath_prepend(str(tmp_path))
+    path = write(tmp_path, "custom_imports = dict(imports=['needs_more'])")
+    with pytest.raises(ImportError, match=r'mine\.py.*custom_imports: do this: pip install more$'):
+        load_config(path)
+    path = write(tmp_path, "custom_imports = dict(imports=['needs_less'])")
+    with pytest.raises(ImportError, match=r"No module named 'needs_less'\. .*PYTHONPATH"):
+        load_config(path)
+
+
+def test_base_of_mmdet_without_mmdet(tmp_path, monkeypatch):
+    find = importlib.util.find_spec
+    monkeypatch.setattr(
+        'importlib.util.find_spec', lambda name, *a: None if name == 'mmdet' else find(name, *a)
+    )
+    path = write(tmp_path, "_base_ = 'mmdet::_base_/default_runtime.py'")
+    with pytest.raises(ImportError, match=r'mmdet::_base_.*pip install "masa-vit\[det\]"'):
+        load_config(path)
 
 
 def test_config_with_a_python_error(tmp_path):

@@ -12,6 +12,7 @@ from mmengine.config import Config
 from mmengine.registry import DATASETS, MODELS
 from safetensors.torch import save_file
 
+from masa_vit.cli import main
 from masa_vit.engine.classify import Predictor
 from masa_vit.engine.predict import add_arguments, run
 from masa_vit.images import find_images
@@ -195,6 +196,23 @@ def test_table_of_odd_names(
     assert 'unreadable' in printed
     assert '[b]' in printed
     assert '1of1imagescouldnotberead' in printed
+
+
+def test_wrong_options(
+    trained: tuple[Config, Path],
+    image_root: Path,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture,
+) -> None:
+    command = ['predict', str(tmp_path / 'config.py'), str(trained[1]), str(image_root / 'val')]
+    for options, message in (
+        (['--score-thr', '0.5'], '--score-thr is not for a classifier'),
+        (['--out', str(tmp_path), '--force'], 'is a folder; predictions of classes are a JSON'),
+        (['--batch-size', '0'], 'at least 1, got 5 and 0'),
+        (['--cfg-options', 'model.type=Other'], "model.type is 'Other'; expected ImageClassifier"),
+    ):
+        assert main([*command, *options]) == 1
+        assert message in capsys.readouterr().err
 
 
 def test_bad_arguments(trained: tuple[Config, Path]) -> None:

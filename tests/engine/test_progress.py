@@ -36,6 +36,7 @@ def test_bar_on_a_terminal(toy_config, tmp_path):
     shown = run_on_a_terminal([*train, '--work-dir', str(tmp_path / 'run')], env)
     assert 'epoch 3/3' in shown
     assert 'loss' in shown
+    assert 'Warning' not in shown  # of torch, of a loss with its graph
     assert 'Epoch(train)' not in shown
     assert 'Epoch(val)' in shown
     assert '\x1b[?25h' in shown  # the cursor is back

@@ -105,21 +105,21 @@ def test_use_is_logged_once(
     assert 'masa_vit.det uses torchvision' in lines[0]
 
 
-def test_modules_of_mmdet_may_be_imported_before(monkeypatch: pytest.MonkeyPatch):
+def test_modules_of_mmdet_may_be_imported_before(uninstalled: pytest.MonkeyPatch):
     """mmdet's own tools import it before they read the config that imports masa_vit.det."""
     file = importlib.util.find_spec('mmdet.structures.mask.structures').origin
     spec = importlib.util.spec_from_file_location('mmdet.imported_before', file)
     module = importlib.util.module_from_spec(spec)
-    with monkeypatch.context() as without:
+    with uninstalled.context() as without:
         without.setitem(sys.modules, 'mmcv.ops.roi_align', None)
         spec.loader.exec_module(module)
     masks = module.BitmapMasks(np.ones((1, 8, 8), np.uint8), 8, 8)
     crop = (np.array([[0.0, 0, 8, 8]], np.float32), (4, 4), np.array([0]))
     with pytest.raises(RuntimeError, match='requires mmcv to be compiled'):
         masks.crop_and_resize(*crop)
-    monkeypatch.setitem(sys.modules, spec.name, module)
+    uninstalled.setitem(sys.modules, spec.name, module)
     before = dict(vars(module))
-    mmcv_ops._replace_placeholders()
+    assert mmcv_ops.install()
     assert masks.crop_and_resize(*crop).masks.all()
     assert vars(module) == before | {'roi_align': mmcv.ops.roi_align}
 
