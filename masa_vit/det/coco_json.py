@@ -54,8 +54,8 @@ def read_coco(path: str, with_annotations: bool = True) -> dict:
     _check_entries(where, 'images', content['images'], ('id', 'file_name', 'width', 'height'))
     _check_entries(where, 'categories', content['categories'], ('id', 'name'))
     _check_unique(where, 'category names', (entry['name'] for entry in content['categories']))
-    ids = (entry.get('id') for entry in content['annotations'] if isinstance(entry, dict))
-    _check_unique(where, 'annotation ids', (id_ for id_ in ids if id_ is not None))
+    fields = ('id', 'image_id', 'category_id')  # without them not even pycocotools reads the file
+    _check_entries(where, 'annotations', content['annotations'], fields)
     if bad := [
         entry['file_name']
         for entry in content['images']
@@ -67,15 +67,15 @@ def read_coco(path: str, with_annotations: bool = True) -> dict:
     return content
 
 
-def annotation_problem(annotation: Any, images: dict, masks: bool) -> str | None:
+def annotation_problem(annotation: dict, images: dict, masks: bool) -> str | None:
     """Say why an object cannot be trained on, or nothing.
 
     Args:
-        annotation: an entry of the file's ``annotations`` that has a known ``category_id``.
+        annotation: an entry of the file's ``annotations``.
         images: the file's images by id.
         masks: whether its mask is needed as well as its box.
     """
-    image = images.get(annotation.get('image_id'))
+    image = images.get(annotation['image_id'])
     if image is None:
         return 'an image_id that no image has'
     if annotation.get('ignore'):  # mmdet skips it before it looks any further

@@ -119,10 +119,7 @@ class CheckedCocoDataset(CocoDataset):
         left_out: Counter[str] = Counter()
         bad: defaultdict[str, list[str]] = defaultdict(list)
         for annotation in content['annotations']:
-            if not isinstance(annotation, dict) or 'id' not in annotation:
-                bad['no id'].append(str(annotation)[:80])
-                continue
-            name = names.get(annotation.get('category_id'))
+            name = names.get(annotation['category_id'])
             if name is not None and name not in classes:
                 left_out[name] += 1
                 continue
@@ -134,7 +131,7 @@ class CheckedCocoDataset(CocoDataset):
             if problem is None:
                 kept.append(annotation)
             else:
-                image = images.get(annotation.get('image_id'), {'file_name': 'none'})
+                image = images.get(annotation['image_id'], {'file_name': 'none'})
                 bad[problem].append(f'annotation {annotation["id"]}, image {image["file_name"]}')
         self._report(bad, left_out, len(kept))
         return kept

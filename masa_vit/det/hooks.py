@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import os
 from collections.abc import Sequence
 from typing import Any
 
@@ -63,12 +64,16 @@ class DetClassesCheckHook(Hook):
             try:
                 _check_categories(coco, classes)
                 _check_images(runner, coco, loader.dataset, split)
-                _check_annotations(coco, classes, masks='segm' in metric.metrics)
             except ValueError as error:
                 raise ValueError(
                     f'the annotation file of {mode}_evaluator does not fit: {error}\n'
                     f'{mode}_evaluator.ann_file should be the ann_file of the {split} data.'
                 ) from error
+            if problem := _annotation_problem(coco, classes, masks='segm' in metric.metrics):
+                raise ValueError(
+                    f'{mode}_evaluator cannot evaluate: in its annotation file {problem}.\n'
+                    "Mend the file; boxes alone, metric='bbox', need no segmentation."
+                )
 
 
 def _classes(dataset: Any, split: str) -> list[str] | None:
@@ -155,21 +160,29 @@ def _check_categories(coco: Any, classes: Sequence[str]) -> None:
 def _check_images(runner: Any, coco: Any, dataset: Any, split: str) -> None:
     if not hasattr(dataset, 'get_data_info'):
         return
-    ids = {dataset.get_data_info(index)['img_id'] for index in range(len(dataset))}
-    if unknown := sorted(ids - set(coco.imgs), key=str):
+    infos = [dataset.get_data_info(index) for index in range(len(dataset))]
+    paths = {info['img_id']: info['img_path'] for info in infos}
+    names = {id_: image['file_name'] for id_, image in coco.imgs.items()}
+    # ids alone do not tell: in most files they count from 1
+    if unknown := [
+        path
+        for id_, path in paths.items()
+        if os.path.basename(path) != os.path.basename(names.get(id_, ''))
+    ]:
         raise ValueError(
-            f'{len(unknown)} of the {len(ids)} {split} images are not in it (image ids '
-            f'{some(unknown)})'
+            f'{len(unknown)} of the {len(paths)} {split} images are not in it, or not with the same '
+            f'id ({some(unknown)})'
         )
-    if len(ids) < len(coco.imgs):
+    if len(paths) < len(names):
         runner.logger.log(
             logging.WARNING,
-            f'{split} runs on {len(ids)} of the {len(coco.imgs)} images of its annotation file; '
+            f'{split} runs on {len(paths)} of the {len(names)} images of its annotation file; '
             "mmdet's CocoMetric counts the objects in the others as not found",
         )
 
 
-def _check_annotations(coco: Any, classes: Sequence[str], masks: bool) -> None:
+def _annotation_problem(coco: Any, classes: Sequence[str], masks: bool) -> str | None:
+    """The first annotation at which COCO's evaluation would end with an error."""
     wanted = set(coco.getCatIds(catNms=list(classes)))
     for annotation in coco.dataset.get('annotations', []):
         image = coco.imgs.get(annotation['image_id'])
@@ -180,10 +193,8 @@ def _check_annotations(coco: Any, classes: Sequence[str], masks: bool) -> None:
         if problem is None and masks:
             problem = segmentation_problem(annotation, image) or _mask_problem(coco, annotation)
         if problem is not None:
-            raise ValueError(
-                f'annotation {annotation["id"]} of the image {image["file_name"]} has {problem}, '
-                'which COCO evaluation cannot take'
-            )
+            return f'annotation {annotation["id"]} of the image {image["file_name"]} has {problem}'
+    return None
 
 
 def _mask_problem(coco: Any, annotation: dict) -> str | None:

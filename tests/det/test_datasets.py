@@ -24,7 +24,6 @@ MASKS = [
     dict(type='mmdet.PackDetInputs'),
 ]
 BOXES = [MASKS[0], dict(type='mmdet.LoadAnnotations', with_bbox=True), MASKS[2]]
-NAN = float('nan')
 
 
 def args(root: Path, split: str = 'train2017', **kwargs: Any) -> dict:
@@ -124,49 +123,6 @@ def test_missing_annotation_file(coco_root: Path) -> None:
         build(coco_root, split='nope')
     assert 'train_dataloader.dataset.data_root=DIR' in str(e.value)
     assert 'data_root/ann_file' in str(e.value)
-
-
-@pytest.mark.parametrize(
-    ('text', 'message'),
-    [
-        ('', 'instances_train2017.json is no JSON, or was cut short'),
-        ('{"images": [{"id": 1, ', 'is no JSON, or was cut short'),
-        ('\udcff\udcfe', 'is no JSON, or was cut short'),
-        ('[]', 'not in COCO format: it has a list, and no list of images, categories, annotations'),
-        ('{"images": [], "shapes": []}', 'the keys images, shapes, and no list of categories, ann'),
-        (
-            '{"images": [{"id": 1}], "annotations": [], "categories": []}',
-            r'images\[0\] is {"id": 1} and has no file_name, width, height',
-        ),
-    ],
-)
-def test_file_that_is_not_coco(coco_root: Path, text: str, message: str) -> None:
-    path = coco_root / 'annotations' / 'instances_train2017.json'
-    path.write_bytes(text.encode('utf-8', 'surrogateescape'))
-    with pytest.raises(ValueError, match=message):
-        build(coco_root)
-
-
-def test_ids_given_twice(coco_root: Path) -> None:
-    path = edit(coco_root, lambda content: content['annotations'].append(content['annotations'][4]))
-    with pytest.raises(ValueError, match='1 annotation ids are given more than once: 5;'):
-        build(coco_root)
-    edit(coco_root, lambda content: content['images'].extend(content['images']))
-    with pytest.raises(
-        ValueError, match=r'6 images ids are given more than once: 1, 2, 3, 4, 5, \.\.'
-    ):
-        build(coco_root)
-    edit(coco_root, lambda content: content.update(images=[], annotations=[]))
-    edit(coco_root, lambda content: content['categories'][2].update(name='disk'))
-    with pytest.raises(ValueError, match='1 category names are given more than once: disk;') as e:
-        build(coco_root)
-    assert str(path) in str(e.value)
-
-
-def test_image_without_size(coco_root: Path) -> None:
-    edit(coco_root, lambda content: content['images'][3].update(width=0))
-    with pytest.raises(ValueError, match=r'1 images have no positive width .*: 0+4\.jpg'):
-        build(coco_root)
 
 
 def test_test_images_need_no_annotations(coco_root: Path) -> None:
@@ -285,38 +241,15 @@ def test_images_elsewhere_are_not_looked_for(
         build(coco_root, backend_args=dict(backend='local'), **nowhere)
 
 
-BAD_BOXES = [
+BAD = [
     (dict(bbox=[5, 5, 0.5, 20]), 'a bbox less than 1 pixel wide or high'),
-    (dict(bbox=[5, 5, 0, 0]), 'a bbox less than 1 pixel wide or high'),
-    (dict(bbox=[20, 20, -10, 5]), 'a bbox of negative width or height'),
-    (dict(bbox=[90, 5, 10, 10]), 'a bbox outside the image'),
-    (dict(bbox=[5, -30, 10, 20]), 'a bbox outside the image'),
-    (dict(bbox=[5, NAN, 10, 10]), 'a bbox that is not four finite numbers'),
-    (dict(bbox=[5, 5, float('inf'), 10]), 'a bbox that is not four finite numbers'),
-    (dict(bbox=[1, 2, 3]), 'a bbox that is not four finite numbers'),
-    (dict(bbox=['1', '2', '9', '9']), 'a bbox that is not four finite numbers'),
-    (dict(bbox=...), 'no bbox'),
-    (dict(area=...), 'no area'),
-    (dict(area=0), 'an area that is not a positive number'),
-    (dict(area=NAN), 'an area that is not a positive number'),
     (dict(category_id=2), 'a category_id that no category has'),
-    (dict(category_id=...), 'a category_id that no category has'),
     (dict(image_id=99), 'an image_id that no image has'),
-    (dict(id=...), 'no id'),
 ]
 BAD_MASKS = [
-    (dict(segmentation=...), 'no segmentation, or an empty one'),
     (dict(segmentation=[]), 'no segmentation, or an empty one'),
-    (dict(segmentation=[[]]), 'no polygon of 3 points or more'),
     (dict(segmentation=[[1, 2, 3, 4]]), 'no polygon of 3 points or more'),
-    (dict(segmentation=[1, 2, 9, 2, 9, 9]), 'no list of polygons'),
-    (dict(segmentation='triangle'), 'no list of polygons'),
-    (dict(segmentation=[[1, 2, 9, NAN, 9, 9]]), 'something else than finite numbers'),
-    (dict(segmentation=[['1', 2, 9, 2, 9, 9]]), 'something else than finite numbers'),
-    (dict(segmentation=dict(size=[80, 64], counts=[0, 5120])), r'size is not \[height, width\]'),
-    (dict(segmentation=dict(size=[64, 80], counts=[0, 50])), 'do not add up'),
-    (dict(segmentation=dict(size=[64, 80], counts=[-5, 5125])), 'no numbers of pixels'),
-    (dict(segmentation=dict(size=[64, 80])), 'no numbers of pixels'),
+    (dict(segmentation=[[1, 2, 9, float('nan'), 9, 9]]), 'something else than finite numbers'),
 ]
 
 
@@ -330,7 +263,7 @@ def change_first(root: Path, fields: dict) -> None:
     edit(root, change)
 
 
-@pytest.mark.parametrize(('fields', 'message'), BAD_BOXES + BAD_MASKS)
+@pytest.mark.parametrize(('fields', 'message'), BAD + BAD_MASKS)
 def test_bad_annotation_is_left_out_and_told(
     coco_root: Path, fields: dict, message: str, log: list
 ) -> None:
@@ -344,9 +277,8 @@ def test_bad_annotation_is_left_out_and_told(
     assert '1 of 19 annotations cannot be used:\n  1 with ' in text
     assert re.search(message, text)
     assert "on_bad_annotation='raise'" in text
-    if 'id' not in fields:
-        image = 'none' if 'image_id' in fields else '000000000001.jpg'
-        assert f'(annotation 1, image {image})' in text
+    image = 'none' if 'image_id' in fields else '000000000001.jpg'
+    assert f'(annotation 1, image {image})' in text
     with pytest.raises(ValueError, match=rf'instances_train2017.json: 1 of 19(.|\n)*{message}'):
         build(coco_root, on_bad_annotation='raise')
 
@@ -358,12 +290,6 @@ def test_boxes_without_masks_are_kept_where_only_boxes_are_trained(
     change_first(coco_root, fields)
     sample = build(coco_root, pipeline=BOXES, on_bad_annotation='raise')[0]['data_samples']
     assert len(sample.gt_instances) == 3
-    assert log == []
-
-
-def test_polygons_of_which_one_is_good_are_kept(coco_root: Path, log: list) -> None:
-    change_first(coco_root, dict(segmentation=[[1, 2], [1, 2, 9, 2, 9, 9]]))
-    assert len(build(coco_root)[0]['data_samples'].gt_instances) == 3
     assert log == []
 
 
