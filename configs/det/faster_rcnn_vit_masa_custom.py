@@ -1,4 +1,4 @@
-# Your own classes, boxes only. Copy this file to where you like and change the two lines below;
+# Your own classes, boxes only. Inherit from this file, or copy it and change the two lines below;
 # docs/detection_data.md has the way from a folder of images to a trained detector.
 #
 #   data_root/annotations/{train,val}.json    COCO's format

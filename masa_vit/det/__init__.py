@@ -1,7 +1,7 @@
 """MASA backbones in MMDetection; importing this registers them with `mmdet.registry`.
 
-Needs the ``det`` extra. Import it before `mmdet.apis`: where mmcv has no compiled operators it puts
-those on torchvision in their place.
+Needs the ``det`` extra. Where mmcv has no compiled operators it puts those on torchvision in their
+place.
 """
 
 import contextlib

@@ -17,8 +17,10 @@ def run(*argv: str) -> int:
 def test_a_pair_is_timed_and_written(tmp_path, capsys):
     path = tmp_path / 'result.json'
     options = ['--batch-size', '1', '--img-size', '32', '--pairs', '2', '--device', 'cpu']
-    assert run('vit_tiny_masa_s4', *options, '--json', str(path)) == 0
+    assert run('vit_tiny_masa_s4', *options, '--memory', '--json', str(path)) == 0
     result = json.loads(path.read_text())
+    ours, others = result['peak_bytes']
+    assert 2**26 < min(ours, others), 'less than torch itself needs'
     assert result['against'] == 'vit_tiny_patch16_224'
     assert set(result['measurements']) == {'training step', 'evaluation', 'evaluation after fold'}
     for row in result['measurements'].values():
@@ -27,7 +29,9 @@ def test_a_pair_is_timed_and_written(tmp_path, capsys):
             ratio == a / b
             for ratio, a, b in zip(row['ratios'], *row['seconds'].values(), strict=True)
         )
-    assert 'evaluation after fold' in capsys.readouterr().out
+    out = capsys.readouterr().out
+    assert 'evaluation after fold' in out
+    assert f'{ours / others:.3f}' in out
 
 
 @pytest.mark.parametrize(
