@@ -223,6 +223,14 @@ def test_images_in_folders_of_their_own(coco_root: Path) -> None:
         build(coco_root)
 
 
+def test_images_that_a_folder_lists_by_another_name(
+    coco_root: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As on a Mac, which finds A.JPG by the name a.jpg."""
+    monkeypatch.setattr('os.scandir', lambda folder: nullcontext([]))
+    assert len(build(coco_root)) == 6
+
+
 @pytest.mark.parametrize(
     'kwargs',
     [

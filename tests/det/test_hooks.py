@@ -167,8 +167,9 @@ def test_model_without_its_config(runner: Callable[..., Any]) -> None:
         hook().before_train(run)
 
 
-def test_a_backbone_may_have_classes_of_its_own(runner: Callable[..., Any]) -> None:
+def test_other_parts_may_have_classes_of_their_own(runner: Callable[..., Any]) -> None:
     run = runner()
+    run.model.roi_head.bbox_head.loss_cls.num_classes = -1  # as mmdet's CrossEntropyCustomLoss
     run.model.backbone.vit = nn.Module()
     run.model.backbone.vit.num_classes = 0  # as timm's models have
     hook().before_train(run)
@@ -185,6 +186,17 @@ def test_training_and_validation_differ(runner: Callable[..., Any], coco_root: P
             hook().before_train(run)
         run.val_loop = None  # a run without validation
         hook().before_train(run)
+
+
+def test_classes_of_other_datasets(runner: Callable[..., Any]) -> None:
+    run = runner()
+    run.train_dataloader.dataset = SimpleNamespace(metainfo=dict(classes='disk'))
+    with pytest.raises(ValueError, match=r"training data is the string .*classes=\('disk',\)"):
+        hook().before_train(run)
+    run.train_dataloader.dataset = object()  # names no classes: nothing to compare
+    hook().before_train(run)
+    run.val_dataloader.dataset = SimpleNamespace(metainfo=dict(classes=CLASSES))
+    hook().before_val(run)
 
 
 def test_joined_datasets_differ(runner: Callable[..., Any], coco_root: Path) -> None:
