@@ -14,10 +14,12 @@ _base_ = [
 ]
 
 model = dict(
+    data_preprocessor=dict(pad_size_divisor=512),
     backbone=dict(
         # a dense ViT has pretrained weights to start from: model_name='vit_small_patch16_224',
-        # init_cfg=dict(type='Pretrained', checkpoint='vit_small_patch16_224'), and its mean and std,
-        # model.data_preprocessor.mean = .std = [127.5, 127.5, 127.5]
+        # init_cfg=dict(type='Pretrained', checkpoint='vit_small_patch16_224'), its mean and std,
+        # data_preprocessor=dict(mean=[127.5] * 3, std=[127.5] * 3), and smaller steps,
+        # optim_wrapper=dict(optimizer=dict(lr=1e-4), paramwise_cfg=dict(layer_decay=0.7))
         model_name='vit_small_masa_s4',
         model_args=dict(img_size=512),
         window_size=8,

@@ -68,7 +68,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         '--against', help='the model to compare with; default: the dense model that MODEL folds to'
     )
     parser.add_argument('--batch-size', type=int, default=8)
-    parser.add_argument('--img-size', type=int, help="default: the model's own")
+    parser.add_argument('--img-size', type=int, help="default: the model's own, 1024 for detectors")
     parser.add_argument('--pairs', type=int, default=7, help='alternated pairs to time')
     parser.add_argument(
         '--memory',

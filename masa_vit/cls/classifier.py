@@ -14,7 +14,7 @@ from mmengine.registry import MODELS
 from timm.data.mixup import Mixup, mixup_target
 from torch import Tensor, nn
 
-from masa_vit.models import create_model
+from masa_vit.models import create_timm_model
 
 __all__ = ['ImageClassifier']
 
@@ -122,7 +122,7 @@ class ImageClassifier(BaseModel):
 def _create_model(name: str, num_classes: int, args: dict[str, Any]) -> Any:
     if 'num_classes' in args:
         raise ValueError('num_classes belongs beside model_args, not into it')
-    return create_model(name, args, num_classes=num_classes)
+    return create_timm_model(name, args, num_classes=num_classes)
 
 
 def _create_mixup(args: dict, label_smoothing: float, num_classes: int) -> Mixup:

@@ -12,23 +12,27 @@ from masa_vit.det import mmcv_ops, packages
 
 packages.check()
 mmcv_ops.install()
+
 with contextlib.redirect_stdout(io.StringIO()), warnings.catch_warnings():
     # packages that nothing here needs are missing, as mmdet prints and warns
     warnings.filterwarnings('ignore', 'faster_coco_eval is not installed')
     import mmdet.datasets
     import mmdet.evaluation  # noqa: F401
 
+import masa_vit.config_paths  # noqa: E402, F401  (for `_base_ = 'masa_vit::...'`)
+
 # after the operators, which mmdet's modules look for when they are imported
 from masa_vit.det.attention import WindowedAttention  # noqa: E402
 from masa_vit.det.backbone import MasaViT  # noqa: E402
 from masa_vit.det.datasets import CheckedCocoDataset  # noqa: E402
-from masa_vit.det.hooks import DetClassesCheckHook  # noqa: E402
+from masa_vit.det.hooks import DetClassesCheckHook, Float32HeadsHook  # noqa: E402
 from masa_vit.det.simple_fpn import SimpleFPN  # noqa: E402
 from masa_vit.det.visualization import ValidationPicturesHook  # noqa: E402
 
 __all__ = [
     'CheckedCocoDataset',
     'DetClassesCheckHook',
+    'Float32HeadsHook',
     'MasaViT',
     'SimpleFPN',
     'ValidationPicturesHook',

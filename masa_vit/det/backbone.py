@@ -20,7 +20,7 @@ from torch import nn
 from torch.utils.checkpoint import checkpoint
 
 from masa_vit.det.attention import WindowedAttention
-from masa_vit.models import create_model, load_weights
+from masa_vit.models import create_timm_model, load_weights
 
 _HEAD = ('norm.', 'fc_norm.', 'attn_pool.', 'head.')
 """What a classifier has beyond a backbone, by timm's names."""
@@ -66,7 +66,8 @@ class MasaViT(BaseModule):
             frozen_stages: -1: nothing is frozen; k: the embeddings and the first k blocks. Blocks
                 of a MASA model draw on the same atoms as the later ones, so that their weights
                 change all the same unless the atoms are frozen.
-            freeze_atoms: Freeze the atoms; the coefficients of blocks that are not frozen train on.
+            freeze_atoms: Freeze the atoms, and the MLP of 'mlp' coefficients; the coefficients (or
+                embeddings) of blocks that are not frozen train on.
             with_cp: Recompute the blocks in the backward pass: less memory, more time.
             init_cfg: `dict(type='Pretrained', checkpoint=..., prefix=...)`, where `checkpoint` is a
                 file (a classifier's or detector's checkpoint, `.safetensors`), a URL, or the name of
@@ -133,8 +134,7 @@ class MasaViT(BaseModule):
             source = found['checkpoint']
             weights = None
             if '://' in str(source):
-                loaded = CheckpointLoader.load_checkpoint(source, map_location='cpu')
-                weights = loaded.get('state_dict', loaded)
+                weights = CheckpointLoader.load_checkpoint(source, map_location='cpu')
             prefix = found.get('prefix') or ''
             report = load_weights(self.vit, source, prefix=prefix, ignore=_HEAD, weights=weights)
             level = logging.WARNING if report.missing or report.unexpected else logging.INFO
@@ -189,6 +189,8 @@ class MasaViT(BaseModule):
             return
         if self.freeze_atoms:
             banks.requires_grad_(False)
+            if self.vit.generator is not None:
+                self.vit.generator.requires_grad_(False)
         elif self.frozen_stages > 0:
             print_log(
                 f'MasaViT: frozen_stages={self.frozen_stages} keeps the coefficients and biases of '
@@ -200,7 +202,7 @@ class MasaViT(BaseModule):
 
 
 def _create_vit(name: str, model_args: dict[str, Any], drop_path_rate: float) -> Any:
-    vit = create_model(
+    vit = create_timm_model(
         name,
         model_args,
         drop_path_rate=drop_path_rate,
@@ -221,6 +223,14 @@ def _create_vit(name: str, model_args: dict[str, Any], drop_path_rate: float) ->
             f'MasaViT: model_name {name!r} gives a {type(vit).__name__}; expected a vision transformer '
             "of timm's class VisionTransformer with its plain attention, such as 'vit_base_masa_s4' or "
             "'vit_base_patch16_224'"
+        )
+    if tuple(vit.patch_embed.patch_size) != (16, 16):
+        print_log(
+            f'MasaViT: {name!r} has patches of {tuple(vit.patch_embed.patch_size)} pixels. SimpleFPN, '
+            'anchors and RoI extractors of the usual configs assume a map of stride 16: set '
+            'model_args=dict(patch_size=16), to which weights are resampled, or their strides.',
+            'current',
+            logging.WARNING,
         )
     del vit.num_classes  # mmdet's NumClassCheckHook would take it for a head's
     return vit

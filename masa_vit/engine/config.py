@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import copy
 import difflib
-import importlib.util
 import inspect
 import re
 import warnings
@@ -18,16 +17,14 @@ from mmengine.config.config import ConfigParsingError
 from mmengine.registry import Registry
 from mmengine.runner import Runner as _Runner
 
+from masa_vit.config_paths import resolve_config
+
 __all__ = [
     'KNOWN_KEYS',
     'DictAction',
-    'config_root',
     'explain_build_error',
     'load_config',
-    'resolve_config',
 ]
-
-PACKAGE = 'masa_vit'
 
 # Keys that mmengine and its family read from a config beside the Runner's own parameters.
 _EXTRA_KEYS = {
@@ -43,57 +40,6 @@ _VARIABLES = {
 }  # fmt: skip
 _READ_KEYS = (set(inspect.signature(_Runner.__init__).parameters) - {'self', 'cfg'}) | _EXTRA_KEYS
 KNOWN_KEYS = _READ_KEYS | _VARIABLES
-
-
-def config_root() -> Path:
-    """The folder of the shipped configs: in a wheel, or beside the package in a checkout."""
-    package = Path(__file__).resolve().parents[1]
-    for folder in (package / '.mim' / 'configs', package.parent / 'configs'):
-        if folder.is_dir():
-            return folder
-    raise FileNotFoundError(
-        f'the configs of {PACKAGE} were found neither in {str(package / ".mim")!r} nor beside the '
-        'package; install the package again.'
-    )
-
-
-def resolve_config(path: str | Path) -> Path:
-    """The file that a path or `masa_vit::cls/x.py` names.
-
-    Raises:
-        FileNotFoundError: there is no such file; names similar ones.
-    """
-    text = str(path)
-    package, separator, name = text.partition('::')
-    file = config_root() / name if separator and package == PACKAGE else Path(text)
-    if file.is_file():
-        return file
-    known = {p.name: p for p in sorted(config_root().rglob('*.py')) if '_base_' not in p.parts}
-    close = difflib.get_close_matches(file.name, known, n=3, cutoff=0.5)
-    hint = ''.join(
-        f'\n  {PACKAGE}::{known[c].relative_to(config_root()).as_posix()}' for c in close
-    )
-    raise FileNotFoundError(
-        f'config {text!r} does not exist; expected a file or the name of a shipped config such as '
-        f'{PACKAGE}::cls/<name>.py.' + (f' Similar shipped configs:{hint}' if hint else '')
-    )
-
-
-_mmengine_cfg_path = Config._get_cfg_path
-
-
-def _get_cfg_path(cfg_path: str, filename: str) -> tuple[str, str | None]:
-    if cfg_path.startswith(f'{PACKAGE}::'):
-        # No scope: what the package registers, it registers in mmengine's own registries.
-        return str(resolve_config(cfg_path)), None
-    if cfg_path.startswith('mmdet::') and importlib.util.find_spec('mmdet') is None:
-        raise ImportError(f'{cfg_path} needs MMDetection: pip install "masa-vit[det]"')
-    return _mmengine_cfg_path(cfg_path, filename)
-
-
-# mmengine finds `_base_ = 'package::...'` for packages that OpenMIM installed (it wants a
-# model-index.yml, and knows no checkout); for ours, and ours only, it asks the function above.
-Config._get_cfg_path = staticmethod(_get_cfg_path)
 
 
 def load_config(config: str | Path | Config, cfg_options: dict[str, Any] | None = None) -> Config:
@@ -128,6 +74,9 @@ def load_config(config: str | Path | Config, cfg_options: dict[str, Any] | None 
             ) from error
         except ImportError as error:
             raise ImportError(f'config {str(config)!r}: {_why_not_imported(error)}') from error
+    if cfg.get('default_scope') == 'mmdet':
+        # also where custom_imports of the user's own have replaced ours
+        import masa_vit.det  # noqa: F401
     if cfg_options:
         before = set(cfg)
         for option in cfg_options:

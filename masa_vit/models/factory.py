@@ -15,7 +15,7 @@ from torch import nn
 from masa_vit.models.vision_transformer_masa import MasaVisionTransformer
 
 
-def create_model(name: str, model_args: Mapping[str, Any], **fixed: Any) -> nn.Module:
+def create_timm_model(name: str, model_args: Mapping[str, Any], **fixed: Any) -> nn.Module:
     """Create a timm model, with errors that a config's author can act on.
 
     Args:

@@ -85,7 +85,7 @@ def load_weights(
     *,
     prefix: str = '',
     ignore: Sequence[str] = (),
-    weights: Mapping[str, torch.Tensor] | None = None,
+    weights: Mapping[str, Any] | None = None,
 ) -> LoadReport:
     """Load weights into a timm model for fine-tuning, at any image size and number of classes.
 
@@ -99,7 +99,8 @@ def load_weights(
         prefix: Of the tensors that count, e.g. 'backbone.'; what else stands before the model's names
             in the file is found by itself.
         ignore: Beginnings of the names of tensors that are not wanted; they are reported as dropped.
-        weights: The state dict of `source`, where it has been read already.
+        weights: What `source` holds, where it has been read already: a state dict, or one under
+            'state_dict' or 'model'.
 
     Returns:
         What matched, was resized, dropped, missing or unexpected.
@@ -111,7 +112,7 @@ def load_weights(
     source = str(source)
     model = _owner_of_patch_embed(model)
     if weights is not None:
-        state_dict = dict(weights)
+        state_dict = _unwrap(weights)
     elif _is_model_name(source):
         state_dict = timm.create_model(source, pretrained=True).state_dict()
     else:
@@ -148,6 +149,12 @@ def load_weights(
     return report
 
 
+def _unwrap(checkpoint: Mapping[str, Any]) -> dict[str, Any]:
+    for key in ('state_dict', 'model'):
+        checkpoint = checkpoint.get(key, checkpoint)
+    return dict(checkpoint)
+
+
 def _is_model_name(source: str) -> bool:
     path = Path(source)
     is_file = path.exists() or len(path.parts) > 1 or path.suffix in _WEIGHT_SUFFIXES
@@ -180,6 +187,11 @@ def _strip_prefix(
     state_dict: dict[str, Any], own: Mapping[str, Any], prefix: str
 ) -> dict[str, Any]:
     """Keep what lies under `prefix` and, in there, under the prefix that fits most of the model's."""
+    if not any(key.startswith(prefix) for key in state_dict):
+        raise ValueError(
+            f'no tensor of the checkpoint begins with prefix={prefix!r}; it holds '
+            f'{", ".join(list(state_dict)[:4])}, ...'
+        )
     state_dict = {k.removeprefix(prefix): v for k, v in state_dict.items() if k.startswith(prefix)}
     probe = list(own)[:8]
     candidates = {key[: -len(k)] for k in probe for key in state_dict if key.endswith(f'.{k}')} | {

@@ -144,11 +144,26 @@ def test_frozen_stages(caplog: pytest.LogCaptureFixture) -> None:
 def test_frozen_blocks_over_trained_atoms_are_told(monkeypatch: pytest.MonkeyPatch) -> None:
     told: list[str] = []
     monkeypatch.setattr('masa_vit.det.backbone.print_log', lambda text, *_: told.append(text))
-    build(frozen_stages=2)
+    sixteen = {'patch_size': 16}
+    build(frozen_stages=2, model_args=sixteen)
     assert 'freeze_atoms=True' in told.pop()
-    build(frozen_stages=2, freeze_atoms=True)
-    build('vit_tiny_patch16_224', frozen_stages=2, freeze_atoms=True)
+    build(frozen_stages=2, freeze_atoms=True, model_args=sixteen)
+    build('vit_tiny_patch16_224', frozen_stages=2, freeze_atoms=True, model_args=sixteen)
     assert not told
+
+
+def test_frozen_atoms_with_an_mlp() -> None:
+    args = {'coefficients': 'mlp'}
+    assert not trainable(build(frozen_stages=4, freeze_atoms=True, model_args=args))
+    left = trainable(build(frozen_stages=3, freeze_atoms=True, model_args=args))
+    assert {name.split('.')[2] for name in left} == {'3'}
+
+
+def test_patches_of_another_size_are_told(logged: list[tuple[str, int]]) -> None:
+    build()
+    assert 'patch_size=16' in logged.pop()[0]
+    build(model_args={'patch_size': 16})
+    assert not logged
 
 
 def test_frozen_weights_stay() -> None:
@@ -243,11 +258,12 @@ def test_init_from_a_timm_name(monkeypatch: pytest.MonkeyPatch) -> None:
     )
 
 
-def test_init_from_a_url(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize('key', ['state_dict', 'model', None])
+def test_init_from_a_url(monkeypatch: pytest.MonkeyPatch, key: str | None) -> None:
     state_dict = {k: v + 1 for k, v in build().vit.state_dict().items()}
     monkeypatch.setattr(
         'masa_vit.det.backbone.CheckpointLoader.load_checkpoint',
-        lambda url, map_location: {'state_dict': state_dict},
+        lambda url, map_location: {key: state_dict} if key else state_dict,
     )
     backbone = build(init_cfg=pretrained('https://example.org/weights.pth'))
     backbone.init_weights()
@@ -269,6 +285,8 @@ def test_what_does_not_match_is_told(tmp_path: Path, logged: list[tuple[str, int
     torch.save({'a': torch.ones(1)}, tmp_path / 'foreign.pth')
     with pytest.raises(ValueError, match='no tensor of'):
         build(init_cfg=pretrained(tmp_path / 'foreign.pth')).init_weights()
+    with pytest.raises(ValueError, match=r"begins with prefix='body\.'; it holds cls_token"):
+        build(init_cfg=pretrained(tmp_path / 'odd.pth', prefix='body.')).init_weights()
     with pytest.raises(FileNotFoundError, match=r'nowhere\.pth'):
         build(init_cfg=pretrained(tmp_path / 'nowhere.pth')).init_weights()
     dense = timm.create_model('vit_tiny_patch16_224', **dense_args())

@@ -115,7 +115,7 @@ def test_two_processes(det_config: Path, tmp_path: Path, free_port: int, with_cp
     [
         ('model.backbone.model_name=vit_tiny_massa_s4', 'vit_tiny_masa_s4'),
         ('model.backbone.out_indices=7', r'out_indices=7.*0 to 3'),
-        ('model.roi_head.bbox_head.num_classes=80', r'num_classes.*80.*3'),
+        ('model.roi_head.bbox_head.num_classes=80', r'3 classes.*bbox_head\.num_classes=3'),
         ('model.backbone.pad_windows=False', 'tile'),
         ('train_dataloader.dataset.ann_file=annotations/nowhere.json', 'nowhere.json'),
         ('model.backbone.windowsize=7', 'windowsize.*window_size'),
@@ -132,3 +132,25 @@ def test_mistakes(
     assert main(arguments) == 1
     assert re.search(message, capsys.readouterr().err)
     assert not list(run.glob('*.pth'))
+
+
+def test_custom_imports_of_a_user_replace_ours(det_config: Path, tmp_path: Path) -> None:
+    mine = tmp_path / 'mine.py'
+    mine.write_text(f"_base_ = '{det_config}'\ncustom_imports = dict(imports=['json'])\n")
+    code = (
+        'from masa_vit.engine import load_config\n'
+        f'cfg = load_config({str(mine)!r})\n'
+        'from mmdet.registry import MODELS\n'
+        'assert MODELS.get("MasaViT") and MODELS.get("MaskRCNN")\n'
+    )
+    subprocess.run([sys.executable, '-c', code], check=True, cwd=tmp_path)
+
+
+def test_mmengine_finds_our_configs_after_import(tmp_path: Path) -> None:
+    config = ROOT / 'configs' / 'det' / 'faster_rcnn_vit_masa_custom.py'
+    code = (
+        'import masa_vit.det\n'
+        'from mmengine.config import Config\n'
+        f'assert Config.fromfile({str(config)!r}).model.type == "FasterRCNN"\n'
+    )
+    subprocess.run([sys.executable, '-c', code], check=True, cwd=tmp_path)

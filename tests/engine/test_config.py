@@ -6,8 +6,9 @@ import warnings
 import pytest
 from mmengine.config import Config
 
+from masa_vit.config_paths import config_root, resolve_config
 from masa_vit.engine import load_config
-from masa_vit.engine.config import config_root, explain_build_error, resolve_config
+from masa_vit.engine.config import explain_build_error
 
 
 def write(tmp_path, text):

@@ -1,5 +1,6 @@
 # Cascade Mask R-CNN on a plain vision transformer, as in ViTDet (arXiv 2203.16527): mmdet's own with
-# another backbone and neck, layer norms, and the three box heads with four convolutions each.
+# another backbone and neck, layer norms, and the three box heads with four convolutions each. The
+# losses of the boxes are mmdet's (smooth L1, where ViTDet has L1).
 _base_ = 'mmdet::_base_/models/cascade-mask-rcnn_r50_fpn.py'
 
 _norm = dict(type='LayerNorm2d')
@@ -16,6 +17,9 @@ _box_head = dict(
     loss_bbox=dict(type='SmoothL1Loss', beta=1.0, loss_weight=1.0),
 )
 model = dict(
+    # mean and std are ImageNet's, as in configs/cls; some of timm's ViTs want 127.5 for both.
+    # All images are padded to one square, as in ViTDet: a batch does not change its images' results
+    data_preprocessor=dict(pad_size_divisor=1024),
     backbone=dict(
         _delete_=True,
         type='MasaViT',

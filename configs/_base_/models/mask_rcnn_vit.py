@@ -5,7 +5,9 @@ _base_ = 'mmdet::_base_/models/mask-rcnn_r50_fpn.py'
 
 _norm = dict(type='LayerNorm2d')
 model = dict(
-    # mean and std are ImageNet's, as in configs/cls; some of timm's ViTs want 127.5 for both
+    # mean and std are ImageNet's, as in configs/cls; some of timm's ViTs want 127.5 for both.
+    # All images are padded to one square, as in ViTDet: a batch does not change its images' results
+    data_preprocessor=dict(pad_size_divisor=1024),
     backbone=dict(
         _delete_=True,
         type='MasaViT',

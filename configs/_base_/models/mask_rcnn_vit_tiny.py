@@ -2,6 +2,7 @@
 _base_ = './mask_rcnn_vit.py'
 
 model = dict(
+    data_preprocessor=dict(pad_size_divisor=512),
     backbone=dict(
         model_name='vit_tiny_masa_s4',
         model_args=dict(img_size=512),
