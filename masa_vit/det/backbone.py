@@ -202,7 +202,7 @@ class MasaViT(BaseModule):
 
 
 def _create_vit(name: str, model_args: dict[str, Any], drop_path_rate: float) -> Any:
-    vit = create_timm_model(
+    vit: Any = create_timm_model(
         name,
         model_args,
         drop_path_rate=drop_path_rate,

@@ -27,8 +27,10 @@ def detector_subject(
     Training is one step with AdamW on all parameters. The dense twin is the folded model, and all
     random numbers are the same, for time depends on what is proposed and detected.
     """
+    cfg = load_config(config)
+    cfg.model.data_preprocessor.pad_size_divisor = 1  # the size asked for, not the recipe's
     torch.manual_seed(0)
-    model: Any = build_model(load_config(config))
+    model: Any = build_model(cfg)
     model = (fold(model) if dense else model).to(device)
     size = img_size or 1024
     data = model.data_preprocessor(_inputs(batch_size, size), training=True)

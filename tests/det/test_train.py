@@ -115,7 +115,7 @@ def test_two_processes(det_config: Path, tmp_path: Path, free_port: int, with_cp
     [
         ('model.backbone.model_name=vit_tiny_massa_s4', 'vit_tiny_masa_s4'),
         ('model.backbone.out_indices=7', r'out_indices=7.*0 to 3'),
-        ('model.roi_head.bbox_head.num_classes=80', r'3 classes.*bbox_head\.num_classes=3'),
+        ('model.roi_head.bbox_head.num_classes=80', r'(?s)3 classes.*bbox_head\.num_classes=3'),
         ('model.backbone.pad_windows=False', 'tile'),
         ('train_dataloader.dataset.ann_file=annotations/nowhere.json', 'nowhere.json'),
         ('model.backbone.windowsize=7', 'windowsize.*window_size'),
