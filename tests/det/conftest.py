@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
 import pytest
+from mmengine.registry import DefaultScope
 from PIL import Image, ImageDraw
 
 import masa_vit.det  # noqa: F401  registers its classes, before anything else imports mmdet
@@ -14,6 +16,13 @@ import masa_vit.det  # noqa: F401  registers its classes, before anything else i
 CLASSES = ('square', 'disk', 'triangle')
 IDS = (1, 3, 7)  # with gaps, as COCO's own
 COLOURS = ((220, 40, 40), (40, 200, 60), (50, 70, 230))
+
+
+@pytest.fixture(autouse=True)
+def _scope() -> Iterator[None]:
+    """Types are looked up as in a detection run, whatever ran before in this process."""
+    with DefaultScope.overwrite_default_scope('mmdet'):
+        yield
 
 
 @pytest.fixture

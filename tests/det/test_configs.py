@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
@@ -11,7 +10,7 @@ import torch
 from mmdet.registry import DATASETS, HOOKS, MODELS
 from mmengine.config import Config
 from mmengine.optim import build_optim_wrapper
-from mmengine.registry import PARAM_SCHEDULERS, DefaultScope
+from mmengine.registry import PARAM_SCHEDULERS
 from mmengine.visualization import Visualizer
 
 from masa_vit.engine import load_config
@@ -19,12 +18,6 @@ from masa_vit.engine import load_config
 ROOT = Path(__file__).parents[2] / 'configs'
 CONFIGS = {path.stem: path for path in sorted((ROOT / 'det').glob('*.py'))}
 TWINS = [name for name in CONFIGS if '_masa' in name and name.replace('_masa', '_dense') in CONFIGS]
-
-
-@pytest.fixture(autouse=True)
-def _scope() -> Any:
-    with DefaultScope.overwrite_default_scope('mmdet'):
-        yield
 
 
 def meta_model(cfg: Config) -> torch.nn.Module:

@@ -19,11 +19,11 @@ from masa_vit.det.datasets import CheckedCocoDataset
 from masa_vit.images import UnreadableImageError
 
 MASKS = [
-    dict(type='mmdet.LoadImageFromFile'),
-    dict(type='mmdet.LoadAnnotations', with_bbox=True, with_mask=True),
-    dict(type='mmdet.PackDetInputs'),
+    dict(type='LoadImageFromFile'),
+    dict(type='LoadAnnotations', with_bbox=True, with_mask=True),
+    dict(type='PackDetInputs'),
 ]
-BOXES = [MASKS[0], dict(type='mmdet.LoadAnnotations', with_bbox=True), MASKS[2]]
+BOXES = [MASKS[0], dict(type='LoadAnnotations', with_bbox=True), MASKS[2]]
 
 
 def args(root: Path, split: str = 'train2017', **kwargs: Any) -> dict:
