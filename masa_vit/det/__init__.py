@@ -25,7 +25,8 @@ import masa_vit.config_paths  # noqa: E402, F401  (for `_base_ = 'masa_vit::...'
 from masa_vit.det.attention import WindowedAttention  # noqa: E402
 from masa_vit.det.backbone import MasaViT  # noqa: E402
 from masa_vit.det.datasets import CheckedCocoDataset  # noqa: E402
-from masa_vit.det.hooks import DetClassesCheckHook, Float32HeadsHook  # noqa: E402
+from masa_vit.det.hooks import DetClassesCheckHook  # noqa: E402
+from masa_vit.det.precision import Float32HeadsHook  # noqa: E402
 from masa_vit.det.simple_fpn import SimpleFPN  # noqa: E402
 from masa_vit.det.visualization import ValidationPicturesHook  # noqa: E402
 

@@ -1,4 +1,4 @@
-"""Hooks that refuse a detection run before it costs hours."""
+"""The hook that refuses a detection run before it costs hours."""
 
 from __future__ import annotations
 
@@ -7,45 +7,17 @@ import os
 from collections.abc import Sequence
 from typing import Any
 
-import torch
 from mmdet.evaluation import CocoMetric
-from mmdet.models.dense_heads.base_dense_head import BaseDenseHead
-from mmdet.models.roi_heads.bbox_heads import BBoxHead
-from mmdet.models.roi_heads.mask_heads import FCNMaskHead
 from mmengine.hooks import Hook
 from mmengine.model import is_model_wrapper
 from mmengine.registry import HOOKS
-from torch.utils._pytree import tree_map
 
 from .coco_json import segmentation_problem, some
 
-__all__ = ['DetClassesCheckHook', 'Float32HeadsHook']
+__all__ = ['DetClassesCheckHook']
 
 UNRELATED = ('backbone', 'rpn_head', 'semantic_head')
 """Parts of a detector whose ``num_classes`` is not the number of classes of objects."""
-
-
-@HOOKS.register_module()
-class Float32HeadsHook(Hook):
-    """Has the heads of a detector answer in float32 when they run in mixed precision.
-
-    mmdet makes anchors and boxes in the dtype of the answers, and bfloat16 knows no odd pixels from
-    256 on: proposals would be rounded, and non-maximum suppression would miss duplicates.
-    """
-
-    def before_run(self, runner: Any) -> None:
-        """Hook the heads."""
-        for module in runner.model.modules():
-            if isinstance(module, (BaseDenseHead, BBoxHead, FCNMaskHead)):
-                if _to_float32 not in module._forward_hooks.values():
-                    module.register_forward_hook(_to_float32)
-
-
-def _to_float32(module: Any, inputs: Any, output: Any) -> Any:
-    def cast(value: Any) -> Any:
-        return value.float() if isinstance(value, torch.Tensor) else value
-
-    return tree_map(cast, output)
 
 
 @HOOKS.register_module()

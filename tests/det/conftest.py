@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -12,6 +13,8 @@ from mmengine.registry import DefaultScope
 from PIL import Image, ImageDraw
 
 import masa_vit.det  # noqa: F401  registers its classes, before anything else imports mmdet
+
+sys.path.insert(0, str(Path(__file__).parent))  # coco_data
 
 CLASSES = ('square', 'disk', 'triangle')
 IDS = (1, 3, 7)  # with gaps, as COCO's own
@@ -155,3 +158,12 @@ default_hooks = dict(visualization=dict(num_images=2, score_thr=0.0))
 randomness = dict(seed=0)
 """)
     return path
+
+
+@pytest.fixture
+def log(monkeypatch: pytest.MonkeyPatch) -> list[tuple[int, str]]:
+    told: list[tuple[int, str]] = []
+    monkeypatch.setattr(
+        'masa_vit.det.datasets.print_log', lambda text, _, level: told.append((level, text))
+    )
+    return told

@@ -290,29 +290,3 @@ def test_evaluation_that_would_fail_after_the_first_epoch(
             hook().before_train(run)
     else:
         hook().before_train(run)
-
-
-def test_heads_answer_in_float32_under_autocast(det_config: Path) -> None:
-    """bfloat16 knows no odd pixels from 256 on."""
-    from mmdet.registry import MODELS
-    from mmengine.registry import DefaultScope
-
-    from masa_vit.det import Float32HeadsHook
-    from masa_vit.engine import load_config
-
-    with DefaultScope.overwrite_default_scope('mmdet'):
-        model = MODELS.build(load_config(det_config).model).eval()
-
-    def dtypes() -> set[torch.dtype]:
-        with torch.no_grad(), torch.autocast('cpu', torch.bfloat16):
-            maps = model.extract_feat(torch.randn(1, 3, 64, 64))
-            scores, boxes = model.rpn_head(maps)
-            rois = torch.randn(2, 16, 14, 14)
-            answers = [*scores, *boxes, *model.roi_head.bbox_head(rois[..., :7, :7])]
-            return {answer.dtype for answer in [*answers, model.roi_head.mask_head(rois)]}
-
-    assert dtypes() == {torch.bfloat16}
-    for _ in range(2):  # once for training, once for testing
-        Float32HeadsHook().before_run(SimpleNamespace(model=model))
-    assert dtypes() == {torch.float32}
-    assert len(model.rpn_head._forward_hooks) == 1
