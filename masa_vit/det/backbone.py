@@ -15,7 +15,7 @@ from mmdet.registry import MODELS
 from mmengine.logging import print_log
 from mmengine.model import BaseModule
 from mmengine.runner import CheckpointLoader
-from timm.models.vision_transformer import VisionTransformer
+from timm.models.vision_transformer import Attention, VisionTransformer
 from torch import nn
 from torch.utils.checkpoint import checkpoint
 
@@ -202,6 +202,18 @@ class MasaViT(BaseModule):
 
 
 def _create_vit(name: str, model_args: dict[str, Any], drop_path_rate: float) -> Any:
+    # as timm has it, before its attention is replaced; drawing no random number of the run
+    with torch.random.fork_rng(devices=[]), torch.device('meta'):
+        own: Any = create_timm_model(name, model_args, num_classes=0)
+    plain = isinstance(own, VisionTransformer) and all(
+        type(getattr(block, 'attn', None)) is Attention for block in own.blocks
+    )
+    if not plain:
+        raise TypeError(
+            f'MasaViT: model_name {name!r} gives a {type(own).__name__}; expected a vision transformer '
+            "of timm's class VisionTransformer with its plain attention, such as 'vit_base_masa_s4' or "
+            "'vit_base_patch16_224'"
+        )
     vit: Any = create_timm_model(
         name,
         model_args,
@@ -215,15 +227,6 @@ def _create_vit(name: str, model_args: dict[str, Any], drop_path_rate: float) ->
         dynamic_img_pad=True,
         attn_layer=WindowedAttention,
     )
-    plain = isinstance(vit, VisionTransformer) and all(
-        isinstance(getattr(block, 'attn', None), WindowedAttention) for block in vit.blocks
-    )
-    if not plain:
-        raise TypeError(
-            f'MasaViT: model_name {name!r} gives a {type(vit).__name__}; expected a vision transformer '
-            "of timm's class VisionTransformer with its plain attention, such as 'vit_base_masa_s4' or "
-            "'vit_base_patch16_224'"
-        )
     if tuple(vit.patch_embed.patch_size) != (16, 16):
         print_log(
             f'MasaViT: {name!r} has patches of {tuple(vit.patch_embed.patch_size)} pixels. SimpleFPN, '

@@ -13,8 +13,8 @@ from torch import nn
 
 from masa_vit.analysis.benchmark import Subject
 from masa_vit.convert import fold
+from masa_vit.engine.build import build_model
 from masa_vit.engine.config import load_config
-from masa_vit.engine.fold import build_model
 
 _OBJECTS = 8  # an image; COCO has 7.3
 

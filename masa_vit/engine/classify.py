@@ -11,10 +11,11 @@ import torch
 from mmengine.config import Config
 from mmengine.dataset import Compose, default_collate
 from mmengine.logging import print_log
-from mmengine.registry import DATASETS, MODELS
+from mmengine.registry import DATASETS
 from torch import Tensor
 
 from masa_vit.cls.transforms import to_chw
+from masa_vit.engine.build import build_model
 from masa_vit.engine.config import load_config
 from masa_vit.images import UnreadableImageError, read_image
 
@@ -51,13 +52,10 @@ class Predictor:
         if loader is None:
             raise ValueError('the config has neither test_dataloader nor val_dataloader')
         self.pipeline = Compose(loader.dataset.get('pipeline', []))
-        model_cfg = dict(cfg.model)
-        if 'data_preprocessor' in cfg:
-            model_cfg.setdefault('data_preprocessor', cfg.data_preprocessor)
         self.device = torch.device(device or ('cuda' if torch.cuda.is_available() else 'cpu'))
-        model = MODELS.build(model_cfg)
+        model: Any = build_model(cfg)
         _load_all(model.model, checkpoint)
-        self.model = model.to(self.device).eval()
+        self.model = model.to(self.device)
         self.classes = _class_names(checkpoint, loader.dataset, model.num_classes)
 
     def __call__(

@@ -9,15 +9,14 @@ from typing import Any
 import torch
 from mmengine.config import Config, ConfigDict
 from mmengine.logging import print_log
-from mmengine.registry import MODELS, DefaultScope
 from mmengine.runner import save_checkpoint
 from torch import nn
 
 import masa_vit
 from masa_vit.convert.fold import MASA_ARGS
+from masa_vit.engine.build import build_model
 from masa_vit.engine.config import load_config
 from masa_vit.engine.files import read_checkpoint
-from masa_vit.engine.train import readable_errors
 from masa_vit.models import MasaVisionTransformer, dense_architecture
 
 TOLERANCE = 1e-4
@@ -99,16 +98,6 @@ def _make_dense(node: Any) -> None:
             node.pop(key, None)
     for child in node.values():
         _make_dense(child)
-
-
-def build_model(cfg: Config) -> nn.Module:
-    """Build a config's model in its scope, for evaluation."""
-    model_cfg = dict(cfg.model)
-    if 'data_preprocessor' in cfg:
-        model_cfg.setdefault('data_preprocessor', cfg.data_preprocessor)
-    scope = cfg.get('default_scope', 'mmengine')
-    with DefaultScope.overwrite_default_scope(scope), readable_errors(cfg):
-        return MODELS.build(model_cfg).eval()
 
 
 def _load(model: nn.Module, state_dict: dict[str, Any], source: str) -> None:

@@ -319,11 +319,32 @@ def test_wrong_arguments(kwargs: dict[str, Any], message: str) -> None:
 
 
 @pytest.mark.parametrize(
-    'name', ['resnet18', 'eva02_tiny_patch14_224', 'swin_tiny_patch4_window7_224']
+    'name',
+    [
+        'resnet18',
+        'eva02_tiny_patch14_224',
+        'swin_tiny_patch4_window7_224',
+        'vit_dlittle_patch16_reg1_gap_256',
+    ],
 )
 def test_other_families_are_refused(name: str) -> None:
-    with pytest.raises((TypeError, ValueError), match=name):
+    with pytest.raises(TypeError, match=f'{name}.*plain attention'):
         MasaViT(name)
+
+
+def test_the_check_of_the_family_draws_no_random_number() -> None:
+    torch.manual_seed(0)
+    weight = build().vit.banks.q.atoms
+    torch.manual_seed(0)
+    created = timm.create_model(
+        'vit_tiny_masa_s2',
+        **ARGS,
+        num_classes=0,
+        class_token=False,
+        global_pool='',
+        final_norm=False,
+    )
+    assert torch.equal(weight, created.banks.q.atoms)
 
 
 def test_windows_without_padding() -> None:
