@@ -8,9 +8,18 @@ Importing the package registers the models with timm::
     model = timm.create_model('vit_base_masa_s4')
 """
 
-from masa_vit.convert import bake, fold
+from masa_vit.convert import bake, compress, fold
+from masa_vit.layers import refresh
 from masa_vit.models import MasaVisionTransformer, load_weights
 
 __version__ = '0.1.0'
 
-__all__ = ['MasaVisionTransformer', '__version__', 'bake', 'fold', 'load_weights']
+__all__ = [
+    'MasaVisionTransformer',
+    '__version__',
+    'bake',
+    'compress',
+    'fold',
+    'load_weights',
+    'refresh',
+]

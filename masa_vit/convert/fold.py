@@ -49,7 +49,8 @@ def fold(model: nn.Module) -> nn.Module:
         if isinstance(module, MasaVisionTransformer):
             if hasattr(module, 'generator'):  # None, where there was no MLP
                 del module.generator
-            # Without banks and generator nothing is left that timm's class does not have.
+            del module.composition
+            # Now nothing is left that timm's class does not have.
             module.__class__ = VisionTransformer
             _rename(module)
     return folded

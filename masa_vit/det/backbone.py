@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Sequence
+from contextlib import nullcontext
 from typing import Any, cast
 
 import torch
@@ -20,7 +21,7 @@ from torch import nn
 from torch.utils.checkpoint import checkpoint
 
 from masa_vit.det.attention import WindowedAttention
-from masa_vit.models import create_timm_model, load_weights
+from masa_vit.models import MasaVisionTransformer, create_timm_model, load_weights
 
 _HEAD = ('norm.', 'fc_norm.', 'attn_pool.', 'head.')
 """What a classifier has beyond a backbone, by timm's names."""
@@ -155,14 +156,15 @@ class MasaViT(BaseModule):
         shape = x.shape
         x = vit.norm_pre(vit._pos_embed(x)).view(shape)
         outs = []
-        for index, block in enumerate(vit.blocks):
-            if self.with_cp and torch.is_grad_enabled():
-                # reentrant checkpointing fails under DDP with parameters that several blocks use
-                x = checkpoint(block, x, use_reentrant=False)
-            else:
-                x = block(x)
-            if index in self.out_indices:
-                outs.append(x.permute(0, 3, 1, 2).contiguous())
+        with vit.composing(x) if isinstance(vit, MasaVisionTransformer) else nullcontext():
+            for index, block in enumerate(vit.blocks):
+                if self.with_cp and torch.is_grad_enabled():
+                    # reentrant checkpointing fails under DDP with parameters that several blocks use
+                    x = checkpoint(block, x, use_reentrant=False)
+                else:
+                    x = block(x)
+                if index in self.out_indices:
+                    outs.append(x.permute(0, 3, 1, 2).contiguous())
         return tuple(outs)
 
     def train(self, mode: bool = True) -> MasaViT:

@@ -11,11 +11,13 @@ from masa_vit.layers.coefficients import (
     draw_coefficients,
     orthogonal_coefficients,
 )
+from masa_vit.layers.composition import COMPOSITIONS, composing, refresh
 from masa_vit.layers.conversion import bake_coefficients, fold_linears
 from masa_vit.layers.sharing import COEFFICIENT_KINDS, SharedLinear, share_linears
 
 __all__ = [
     'COEFFICIENT_KINDS',
+    'COMPOSITIONS',
     'AtomBank',
     'CoefficientGenerator',
     'CoefficientSource',
@@ -26,8 +28,10 @@ __all__ = [
     'assign_coefficients',
     'bake_coefficients',
     'compose',
+    'composing',
     'draw_coefficients',
     'fold_linears',
     'orthogonal_coefficients',
+    'refresh',
     'share_linears',
 ]

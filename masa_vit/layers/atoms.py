@@ -8,17 +8,14 @@ maps can draw on it.
 
 from __future__ import annotations
 
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Callable, Hashable
+from typing import Any
 
 import torch
 from torch import nn
 
-
-def no_autocast(device: torch.device) -> AbstractContextManager[None]:
-    """Switch autocast off for operations on `device`, where there is autocast at all."""
-    if torch.amp.is_autocast_available(device.type):
-        return torch.autocast(device.type, enabled=False)
-    return nullcontext()
+from masa_vit.layers.context import no_autocast
+from masa_vit.layers.workspace import Workspace
 
 
 @torch.fx.wrap  # one node for every fx tracer: the autocast region depends on a real device
@@ -76,6 +73,7 @@ class AtomBank(nn.Module):
         self.atoms = nn.Parameter(
             torch.empty(num_atoms, out_features, in_features, device=device, dtype=dtype)
         )
+        self._workspaces: dict[Hashable, Workspace] = {}
         self.reset_parameters()
 
     def reset_parameters(self) -> None:
@@ -86,6 +84,27 @@ class AtomBank(nn.Module):
     def compose(self, coef: torch.Tensor) -> torch.Tensor:
         """Compose the weight (out, in) of one layer from its coefficients (S,)."""
         return compose(self.atoms, coef)
+
+    def workspace(self, stack: Hashable) -> Workspace:
+        """Return the memory for the layers of one stack that draw on this bank first."""
+        return self._workspaces.setdefault(stack, Workspace())
+
+    def refresh(self) -> None:
+        """Drop the weights that are kept for evaluation; see `masa_vit.refresh`."""
+        self._workspaces.clear()
+
+    def train(self, mode: bool = True) -> AtomBank:
+        """Set the mode, and drop kept weights."""
+        self.refresh()
+        return super().train(mode)
+
+    def _apply(self, fn: Callable[..., Any], recurse: bool = True) -> AtomBank:
+        self.refresh()  # they would stay on the old device
+        return super()._apply(fn, recurse)
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Leave kept weights out of copies and pickles."""
+        return {**self.__dict__, '_workspaces': {}}
 
     def extra_repr(self) -> str:
         """Name the sizes in the model's printout."""

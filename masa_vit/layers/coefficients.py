@@ -15,25 +15,33 @@ Coefficients are signed and unconstrained.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from typing import cast
 
 import torch
 from torch import nn
 from torch.nn import functional as F
 
-from masa_vit.layers.atoms import no_autocast
+from masa_vit.layers.autograd import Recomputed
+from masa_vit.layers.context import no_autocast, runs_eagerly
 
 
 @torch.fx.wrap  # one node for every fx tracer, as `compose`
 def generate(embedding: torch.Tensor, *weights: torch.Tensor) -> torch.Tensor:
-    """Run the coefficient MLP on one embedding, in the dtype of its weights even under autocast.
+    """Run the coefficient MLP, in the dtype of its weights even under autocast.
 
     Args:
-        embedding: (embed_dim,).
+        embedding: (embed_dim,), or of several blocks, (L, embed_dim).
         weights: Weight and bias of the three layers, in order.
 
     Returns:
-        The coefficients of all projections of a block, (sum of S,).
+        The coefficients of all projections, (sum of S,) or (L, sum of S).
     """
+    if runs_eagerly(embedding):
+        return Recomputed.apply(_run_mlp, embedding, *weights)
+    return _run_mlp(embedding, *weights)
+
+
+def _run_mlp(embedding: torch.Tensor, *weights: torch.Tensor) -> torch.Tensor:
     w1, b1, w2, b2, w3, b3 = weights
     with no_autocast(embedding.device):
         hidden = F.gelu(F.linear(F.gelu(F.linear(embedding, w1, b1)), w2, b2))
@@ -53,6 +61,10 @@ class CoefficientSource(nn.Module):
     def rows(self, names: Sequence[str]) -> list[torch.Tensor]:
         """Return one vector (S,) for every projection in `names`."""
         return [getattr(self, name) for name in names]
+
+    def tensors(self) -> tuple[torch.Tensor, ...]:
+        """Return what the coefficients are made of: they change only when one of these does."""
+        return tuple(getattr(self, name) for name in self.num_atoms)
 
     @torch.no_grad()
     def values(self) -> dict[str, torch.Tensor]:
@@ -137,14 +149,18 @@ class CoefficientGenerator(nn.Module):
         self.fc3 = nn.Linear(hidden_dim, sum(num_atoms.values()), device=device, dtype=dtype)
 
     def rows(self, embedding: torch.Tensor) -> dict[str, torch.Tensor]:
-        """Map an embedding (embed_dim,) to the coefficients, name -> (S,)."""
-        weights = [param for fc in (self.fc1, self.fc2, self.fc3) for param in (fc.weight, fc.bias)]
-        coef = generate(embedding, *weights)
+        """Map embeddings (..., embed_dim) to the coefficients, name -> (..., S)."""
+        coef = generate(embedding, *self.tensors())
         rows, start = {}, 0
         for name, num in self.num_atoms.items():  # slices, which fx can trace, where split is not
-            rows[name] = coef[start : start + num]
+            rows[name] = coef[..., start : start + num]
             start += num
         return rows
+
+    def tensors(self) -> tuple[torch.Tensor, ...]:
+        """Return weight and bias of the three layers."""
+        fcs = (self.fc1, self.fc2, self.fc3)
+        return tuple(param for fc in fcs for param in (fc.weight, fc.bias))
 
     @torch.no_grad()
     def fit(self, embeddings: torch.Tensor, targets: torch.Tensor) -> None:
@@ -202,6 +218,24 @@ class MlpCoefficients(CoefficientSource):
         """Return one vector (S,) for every projection in `names`."""
         rows = self.generator.rows(self.embedding)
         return [rows[name] for name in names]
+
+    def tensors(self) -> tuple[torch.Tensor, ...]:
+        """Return the embedding, and the weights of the generator."""
+        return (self.embedding, *self.generator.tensors())
+
+
+def coefficient_matrices(sources: Sequence[CoefficientSource]) -> dict[str, torch.Tensor]:
+    """C (L, S) of every projection of blocks that have the same kind of source."""
+    first = sources[0]
+    if isinstance(first, MlpCoefficients):  # one pass through the MLP for all blocks
+        embeddings = [cast(MlpCoefficients, source).embedding for source in sources]
+        return first.generator.rows(torch.stack(embeddings))
+    names = list(first.num_atoms)
+    rows = [source.rows(names) for source in sources]
+    return {
+        name: torch.stack(of_name)
+        for name, of_name in zip(names, zip(*rows, strict=True), strict=True)
+    }
 
 
 def orthogonal_coefficients(num_rows: int, num_atoms: int) -> torch.Tensor:

@@ -11,6 +11,7 @@ from masa_vit.layers.coefficients import (
     DirectCoefficients,
     MlpCoefficients,
 )
+from masa_vit.layers.composition import composed_weights
 from masa_vit.layers.sharing import SharedLinear
 
 
@@ -49,9 +50,10 @@ def fold_linears(module: nn.Module) -> None:
     children = [
         (parent, *child) for parent in module.modules() for child in parent.named_children()
     ]
+    weights = composed_weights([child for *_, child in children if isinstance(child, SharedLinear)])
     for parent, name, child in children:
         if isinstance(child, SharedLinear):
-            setattr(parent, name, child.to_linear())
+            setattr(parent, name, child.to_linear(weights[child]))
     for parent, name, child in children:
         if isinstance(child, (CoefficientSource, CoefficientGenerator)) or _holds_banks(child):
             delattr(parent, name)

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Hashable, Mapping, Sequence
+from itertools import accumulate
 from typing import cast
 
 import torch
@@ -10,6 +11,7 @@ from torch import nn
 from torch.nn import functional as F
 
 from masa_vit.layers.atoms import AtomBank, check_num_atoms
+from masa_vit.layers.autograd import LayerLinear, Part, Spec, compose_layer
 from masa_vit.layers.coefficients import (
     CoefficientGenerator,
     CoefficientSource,
@@ -19,6 +21,8 @@ from masa_vit.layers.coefficients import (
     assign_coefficients,
     draw_coefficients,
 )
+from masa_vit.layers.composition import composed_in_pass
+from masa_vit.layers.context import autocast_dtype, cast_for, runs_eagerly
 
 COEFFICIENT_KINDS = ('direct', 'mlp', 'frozen')
 
@@ -63,13 +67,22 @@ class SharedLinear(nn.Module):
         self._banks = tuple(banks[name] for name in self.shared_names)
         self._coef = (coef,)
         self.sizes = _sizes(names, linear.out_features)
+        self._shape = (self.out_features, self.in_features)
+        ends = [end * self.in_features for end in accumulate(self.sizes)]
+        self._parts = tuple(
+            Part(start, end, name in banks)
+            for name, start, end in zip(names, [0, *ends[:-1]], ends, strict=True)
+        )
         for name, rows in zip(names, linear.weight.detach().split(self.sizes), strict=True):
             if name not in banks:
                 self.register_parameter(f'dense_{name}', nn.Parameter(rows.clone()))
         self.bias = linear.bias
 
     def compose_weight(self) -> torch.Tensor:
-        """Return the weight (out_features, in_features) that this layer uses now."""
+        """Return the weight (out_features, in_features) that this layer uses now.
+
+        By ordinary operations, which autograd and every tracer understand.
+        """
         rows = self._coef[0].rows(self.shared_names)
         shared = {
             name: bank.compose(row)
@@ -102,12 +115,46 @@ class SharedLinear(nn.Module):
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """Apply the composed map, (..., in_features) -> (..., out_features)."""
-        return F.linear(x, self.compose_weight(), self.bias)
+        if not runs_eagerly(x):
+            return F.linear(x, self.compose_weight(), self.bias)
+        spec = self.spec()
+        composed = composed_in_pass(self, spec)
+        if composed is not None:
+            return composed.apply(self, x)
+        rows = iter(self._coef[0].rows(self.shared_names))
+        banks = self.banks
+        tensors: list[torch.Tensor] = []
+        for name in self.names:
+            shared = name in banks
+            tensors += [next(rows), banks[name].atoms] if shared else [self.dense_rows(name)]
+        if not torch.is_grad_enabled():
+            return F.linear(x, compose_layer(spec, tensors), self.bias)
+        x, bias = cast_for(spec.dtype, x, self.bias)
+        return LayerLinear.apply(x, bias, spec, *tensors)
+
+    def dense_rows(self, name: str) -> torch.Tensor:
+        """Return the rows of a projection that does not share."""
+        return cast(torch.Tensor, getattr(self, f'dense_{name}'))
+
+    def spec(self) -> Spec:
+        """Describe the weight that a call needs now: in the dtype of autocast, where it is on."""
+        atoms = self._banks[0].atoms
+        return Spec(self._parts, self._shape, autocast_dtype(atoms) or atoms.dtype)
+
+    @property
+    def stack_key(self) -> Hashable:
+        """Equal for layers whose weights are composed from the same banks in the same way."""
+        return (self.names, self._banks)
+
+    def source_tensors(self) -> list[torch.Tensor]:
+        """Return what the weight is made of: it changes only when one of these does."""
+        dense = [self.dense_rows(name) for name in self.names if name not in self.shared_names]
+        return [*(bank.atoms for bank in self._banks), *self._coef[0].tensors(), *dense]
 
     @torch.no_grad()
-    def to_linear(self) -> nn.Linear:
-        """Return the dense layer with the weight composed once."""
-        weight = self.compose_weight()
+    def to_linear(self, weight: torch.Tensor | None = None) -> nn.Linear:
+        """Return the dense layer with the weight composed once, or composed already (copied)."""
+        weight = self.compose_weight() if weight is None else weight.clone()
         linear = nn.Linear(
             self.in_features,
             self.out_features,

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager
 from typing import Any, cast
 
 import torch
@@ -20,12 +21,15 @@ from timm.models.vision_transformer import VisionTransformer, get_init_weights_v
 from torch import nn
 
 from masa_vit.layers import (
+    COMPOSITIONS,
     AtomBank,
     CoefficientSource,
     FrozenCoefficients,
     SharedLinear,
     assign_coefficients,
+    composing,
     draw_coefficients,
+    refresh,
     share_linears,
 )
 from masa_vit.models.checkpoint import DENSE_INTO_MASA, adapt_state_dict, checkpoint_filter_fn
@@ -52,6 +56,7 @@ class MasaVisionTransformer(VisionTransformer):
         coef: Any = None,
         coef_embed_dim: int = 64,
         coef_hidden_dim: int = 64,
+        composition: str = 'kept',
         weight_init: str = '',
         **kwargs: Any,
     ) -> None:
@@ -69,6 +74,8 @@ class MasaVisionTransformer(VisionTransformer):
                 travel with the model's configuration (`save_for_hf`), tensors do not.
             coef_embed_dim: For 'mlp': size of the embedding of a block.
             coef_hidden_dim: For 'mlp': width of the MLP.
+            composition: When weights are composed; see `set_composition`. No part of the
+                architecture: the parameters and (to rounding) the output are the same.
             weight_init: As in timm; atoms get the init of the dense weights that they stand for.
             kwargs: As `timm.models.VisionTransformer`.
 
@@ -76,6 +83,7 @@ class MasaVisionTransformer(VisionTransformer):
             ValueError: For a value outside its range, named with what was expected.
         """
         super().__init__(*args, weight_init='skip', **kwargs)
+        self.set_composition(composition)
         projections = _parse_projections(projections)
         if self.fix_init and coefficients == 'frozen' and 'o' in projections:
             raise ValueError(
@@ -131,6 +139,50 @@ class MasaVisionTransformer(VisionTransformer):
                 block.mlp.fc2.weight.div_(_fix_init_scale(index))
                 if isinstance(block.attn.proj, nn.Linear):
                     block.attn.proj.weight.div_(_fix_init_scale(index))
+
+    def set_composition(self, composition: str) -> None:
+        """Choose when weights are composed.
+
+        Args:
+            composition: 'kept' (default, fastest): the weights of all layers at once in each
+                forward pass; in evaluation they are kept until a parameter changes (see
+                `masa_vit.refresh` for the two changes that cannot be seen). 'joint': the same, and
+                never kept. 'layerwise' (smallest): each layer's when it is called, and once more in
+                the backward pass, never more than one at a time.
+
+        Raises:
+            ValueError: For another value.
+        """
+        if composition not in COMPOSITIONS:
+            raise ValueError(
+                f'composition={composition!r} is unknown, expected one of {COMPOSITIONS}'
+            )
+        if composition != 'kept':
+            refresh(self)
+        self.composition = composition
+
+    def composing(self, x: torch.Tensor) -> AbstractContextManager[Any]:
+        """Open the scope of a forward pass over the blocks, in which weights are composed together.
+
+        `forward_features` and `forward_intermediates` do; a loop of your own over `blocks` works
+        without it, only slower.
+
+        Args:
+            x: An input of the pass, by which tracing is recognised.
+        """
+        linears = [block.get_submodule(path) for block in self.blocks for path in LAYOUT]
+        layers = [linear for linear in linears if isinstance(linear, SharedLinear)]
+        return composing(layers, x, self.composition)
+
+    def forward_features(self, x: torch.Tensor, *args: Any, **kwargs: Any) -> torch.Tensor:
+        """As timm's, with the weights of all layers composed together."""
+        with self.composing(x):
+            return super().forward_features(x, *args, **kwargs)
+
+    def forward_intermediates(self, x: torch.Tensor, *args: Any, **kwargs: Any) -> Any:
+        """As timm's, with the weights of all layers composed together."""
+        with self.composing(x):
+            return super().forward_intermediates(x, *args, **kwargs)
 
     def _sources(self) -> list[CoefficientSource]:
         return [block.coef for block in self.blocks]

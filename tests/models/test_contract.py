@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import io
 import pickle
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -17,7 +18,7 @@ from timm.utils import ModelEmaV3
 from torch import nn
 from torch.func import functional_call, grad
 
-import masa_vit  # noqa: F401  (registers the models, also in spawned processes)
+from masa_vit.layers import COMPOSITIONS
 
 VARIANTS = {
     'direct': {},
@@ -28,6 +29,16 @@ VARIANTS = {
     'common': {'dictionaries': ['qkv', 'o']},
 }
 """Name -> arguments of `create_model` on top of those of conftest's `SMALL`."""
+
+
+@pytest.fixture(params=COMPOSITIONS)
+def small(request, small) -> Callable[..., nn.Module]:
+    """Small models that compose their weights in each of the ways."""
+
+    def create(name: str = 'vit_tiny_masa_s2', **kwargs) -> nn.Module:
+        return small(name, **({'composition': request.param} if 'masa' in name else {}), **kwargs)
+
+    return create
 
 
 @pytest.fixture(params=VARIANTS)
@@ -49,7 +60,7 @@ def dense_twin(model: nn.Module, small) -> nn.Module:
 def test_forward_and_gradients_are_those_of_the_dense_model(model, small, images):
     dense = dense_twin(model, small)
     out = model(images)
-    assert torch.equal(out, dense(images))
+    torch.testing.assert_close(out, dense(images), atol=1e-6, rtol=1e-5)
     out.square().sum().backward()
     dense(images).square().sum().backward()
     for name, param in model.named_parameters():
@@ -142,7 +153,7 @@ def test_fx_tracing(model, images):
     }
     nodes, _ = get_graph_node_names(model, **kwargs)
     traced = create_feature_extractor(model, [nodes[-1]], **kwargs)
-    assert torch.equal(traced(images)[nodes[-1]], model(images))
+    torch.testing.assert_close(traced(images)[nodes[-1]], model(images), atol=1e-6, rtol=1e-5)
     traced(images)[nodes[-1]].sum().backward()
     assert any('atoms' in n and p.grad is not None for n, p in traced.named_parameters())
 

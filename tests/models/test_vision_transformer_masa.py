@@ -212,6 +212,21 @@ def test_no_pretrained_weights_is_a_clear_error(small, caplog):
         small(pretrained=True)
 
 
+def test_when_weights_are_composed_can_be_chosen_at_any_time(small, images):
+    model = small(composition='layerwise').eval()
+    outs = []
+    for composition in ('layerwise', 'kept', 'joint'):
+        model.set_composition(composition)
+        with torch.inference_mode():
+            outs.append(model(images))
+        in_use = [w.kept for bank in model.banks.values() for w in bank._workspaces.values()]
+        assert any(kept is not None for kept in in_use) == (composition == 'kept')
+    torch.testing.assert_close(outs[0], outs[1])
+    torch.testing.assert_close(outs[0], outs[2])
+    with pytest.raises(ValueError, match="composition='always' is unknown, expected one of"):
+        model.set_composition('always')
+
+
 @pytest.mark.parametrize(
     ('kwargs', 'message'),
     [

@@ -1,0 +1,52 @@
+"""What surrounds a call: autocast, and tracers."""
+
+from __future__ import annotations
+
+from contextlib import AbstractContextManager, nullcontext
+
+import torch
+from torch.autograd import forward_ad
+
+
+def no_autocast(device: torch.device) -> AbstractContextManager[None]:
+    """Switch autocast off for operations on `device`, where there is autocast at all."""
+    if torch.amp.is_autocast_available(device.type):
+        return torch.autocast(device.type, enabled=False)
+    return nullcontext()
+
+
+def autocast_dtype(like: torch.Tensor) -> torch.dtype | None:
+    """The dtype that autocast asks of tensors like this one now, None where it asks nothing."""
+    kind = like.device.type
+    if (
+        like.dtype == torch.float64
+        or not torch.amp.is_autocast_available(kind)
+        or not torch.is_autocast_enabled(kind)
+    ):
+        return None
+    return torch.get_autocast_dtype(kind)
+
+
+def cast_for(
+    dtype: torch.dtype, x: torch.Tensor, bias: torch.Tensor | None
+) -> tuple[torch.Tensor, torch.Tensor | None]:
+    """Cast the operands of a linear map as autocast would, if it is on."""
+    if autocast_dtype(x) is None:
+        return x, bias
+    return x.to(dtype), None if bias is None else bias.to(dtype)
+
+
+def runs_eagerly(x: torch.Tensor) -> bool:
+    """Whether `x` is computed on now, by plain autograd.
+
+    If not (a tracer, `torch.compile`, `torch.export`, `torch.func`, forward-mode differentiation),
+    the weights are composed by ordinary operations, which all of these understand.
+    """
+    return (
+        isinstance(x, torch.Tensor)
+        and not torch.compiler.is_compiling()
+        and type(x).__torch_dispatch__ is torch.Tensor.__torch_dispatch__
+        and not torch.jit.is_tracing()
+        and not torch._C._are_functorch_transforms_active()
+        and forward_ad._current_level < 0
+    )

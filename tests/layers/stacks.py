@@ -1,0 +1,72 @@
+"""Blocks that are not timm's, and ways to compose their weights."""
+
+from __future__ import annotations
+
+import torch
+from torch import nn
+from torch.nn import functional as F
+
+from masa_vit.layers import SharedLinear, composing, share_linears
+
+LAYOUT = {'qkv': {'q': 8, 'k': 4, 'v': 4}, 'up': ['gate', 'up'], 'down': ['down']}
+"""Grouped queries, two projections in one linear, and one alone."""
+
+CHOICES = {
+    'direct': {},
+    'mlp': {'coefficients': 'mlp', 'coef_embed_dim': 6, 'coef_hidden_dim': 5},
+    'frozen': {
+        'coefficients': 'frozen',
+        'coef': {n: torch.eye(2)[[0, 0, 1, 1]] for n in ('q', 'k', 'v', 'gate', 'up', 'down')},
+    },
+    'mixed': {'dictionaries': {'q': ['q'], 'v': ['v'], 'gate': ['gate']}},
+}
+"""Sources of coefficients; 'mixed': stacks of which some projections stay dense."""
+
+
+class Block(nn.Module):
+    def __init__(self, dim: int = 8, hidden: int = 12) -> None:
+        super().__init__()
+        self.qkv = nn.Linear(dim, 2 * dim, bias=False)
+        self.up = nn.Linear(dim, 2 * hidden)
+        self.down = nn.Linear(hidden, dim)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        q, k, v = self.qkv(x).split([8, 4, 4], -1)
+        x = x + q.tanh() * torch.cat([k, v], -1)
+        gate, up = self.up(x).chunk(2, -1)
+        return x + self.down(gate.sigmoid() * up)
+
+
+class Stack(nn.Module):
+    """Four blocks, composed in the way that `composition` says; 'plain': by ordinary operations."""
+
+    def __init__(self, composition: str = 'kept', **kwargs) -> None:
+        super().__init__()
+        self.blocks = nn.ModuleList([Block() for _ in range(4)])
+        dictionaries = {'q': ['q'], 'kv': ['k', 'v'], 'wide': ['gate', 'up'], 'down': ['down']}
+        self.banks, self.generator = share_linears(
+            self.blocks, LAYOUT, **{'dictionaries': dictionaries, 'num_atoms': 2, **kwargs}
+        )
+        self.composition = composition
+
+    def layers(self) -> list[SharedLinear]:
+        return [m for m in self.modules() if isinstance(m, SharedLinear)]
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        if self.composition == 'plain':
+            return self.plain(x)
+        with composing(self.layers(), x, self.composition):
+            for block in self.blocks:
+                x = block(x)
+        return x
+
+    def plain(self, x: torch.Tensor) -> torch.Tensor:
+        """Run with weights composed by ordinary operations (in one thread only)."""
+        saved = SharedLinear.forward
+        SharedLinear.forward = lambda layer, x: F.linear(x, layer.compose_weight(), layer.bias)
+        try:
+            for block in self.blocks:
+                x = block(x)
+        finally:
+            SharedLinear.forward = saved
+        return x
