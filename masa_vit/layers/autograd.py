@@ -143,14 +143,17 @@ class _Composition(torch.autograd.Function):
                     continue
                 coef, atoms = next(left), next(left)
                 out += _gradients(rows, coef, atoms, next(needs), next(needs))
-        if not any(lease.uses):
+        if not any(lease.uses):  # else other parts of the graph still need weights
             lease.end()
         return (None, None, *out)
 
 
 def _stack(grads: Sequence[torch.Tensor | None], like: torch.Tensor) -> torch.Tensor:
-    zeros = like.new_zeros(like.shape[1])
-    return torch.stack([zeros if grad is None else grad.reshape(-1) for grad in grads])
+    rows = [grad.reshape(-1) for grad in grads if grad is not None]
+    if len(rows) < len(grads):  # the others are of layers that were not called
+        left, zeros = iter(rows), like.new_zeros(like.shape[1])
+        rows = [zeros if grad is None else next(left) for grad in grads]
+    return torch.stack(rows)
 
 
 def _gradients(

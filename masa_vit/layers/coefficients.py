@@ -228,7 +228,7 @@ def coefficient_matrices(sources: Sequence[CoefficientSource]) -> dict[str, torc
     """C (L, S) of every projection of blocks that have the same kind of source."""
     first = sources[0]
     if isinstance(first, MlpCoefficients):  # one pass through the MLP for all blocks
-        embeddings = [cast(MlpCoefficients, source).embedding for source in sources]
+        embeddings = tuple(cast(MlpCoefficients, source).embedding for source in sources)
         return first.generator.rows(torch.stack(embeddings))
     names = list(first.num_atoms)
     rows = [source.rows(names) for source in sources]

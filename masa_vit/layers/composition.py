@@ -10,10 +10,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from contextvars import ContextVar, Token
-from typing import TYPE_CHECKING, Any
+from operator import attrgetter
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
 from torch import nn
@@ -22,7 +23,7 @@ from torch.nn import functional as F
 from masa_vit.layers.atoms import AtomBank
 from masa_vit.layers.autograd import JointLinear, Spec, compose_layers
 from masa_vit.layers.coefficients import coefficient_matrices
-from masa_vit.layers.context import cast_for, runs_eagerly
+from masa_vit.layers.context import autocast_dtype, cast_for, runs_eagerly, saving_is_watched
 from masa_vit.layers.workspace import Lease
 
 if TYPE_CHECKING:
@@ -39,9 +40,12 @@ COMPOSITIONS = ('kept', 'joint', 'layerwise')
 
 
 def composing(
-    layers: Sequence[SharedLinear], x: torch.Tensor, composition: str = 'kept'
+    blocks: Iterable[nn.Module],
+    paths: Iterable[str],
+    x: torch.Tensor,
+    composition: str = 'kept',
 ) -> AbstractContextManager[Any]:
-    """Open the scope of a forward pass, in which the weights of `layers` are composed together.
+    """Open the scope of a forward pass, in which the weights of all blocks are composed together.
 
     Weights are kept only in evaluation mode, and only where no gradient of them is asked for. They
     are composed anew after anything that autograd sees change a parameter or buffer: optimizer
@@ -49,13 +53,18 @@ def composing(
     and need `refresh`: writing through `.data`, and the step of a fused optimizer in evaluation mode.
 
     Args:
-        layers: The layers of the pass, of any number of stacks.
+        blocks: The blocks of the pass.
+        paths: Where in a block the shared linear maps are: the layout given to `share_linears`.
         x: An input of the pass, by which tracing is recognised.
         composition: One of `COMPOSITIONS`.
     """
     if composition == 'layerwise' or not runs_eagerly(x):
         return nullcontext()
-    return _Pass(layers, keep=composition == 'kept')
+    finders = [attrgetter(path) for path in paths]
+    linears = [find(block) for block in blocks for find in finders]
+    # a stack may have linear maps that nothing is shared of
+    shared = [linear for linear in linears if not isinstance(linear, nn.Linear)]
+    return _Pass(shared, keep=composition == 'kept')
 
 
 def refresh(module: nn.Module) -> None:
@@ -69,41 +78,26 @@ def refresh(module: nn.Module) -> None:
             child.refresh()
 
 
-class _Composed:
-    """The weights of one stack in one pass."""
+_SMALL = 2**18
+"""Elements of a weight up to which `JointLinear` costs more time than the copy that it spares."""
 
-    def __init__(
-        self,
-        layers: Sequence[SharedLinear],
-        weights: Sequence[torch.Tensor],
-        lease: Lease | None,
-    ) -> None:
-        self.weights = dict(zip(layers, enumerate(weights), strict=True))
-        self.lease = lease  # None: kept weights, of which no gradient is taken
 
-    @property
-    def spent(self) -> bool:
-        """Whether a backward pass, run before the scope was left, has overwritten weights."""
-        return self.lease is not None and self.lease.spent
+class _Weight(NamedTuple):
+    """The weight of a layer in one pass."""
 
-    def apply(self, layer: SharedLinear, x: torch.Tensor) -> torch.Tensor:
-        index, weight = self.weights[layer]
-        if self.lease is None or not torch.is_grad_enabled():
-            return F.linear(x, weight, layer.bias)
-        x, bias = cast_for(weight.dtype, x, layer.bias)
-        return JointLinear.apply(x, weight, bias, self.lease, index)
+    value: torch.Tensor
+    lease: Lease | None  # None: kept, no gradient is taken of it
+    row: int
 
 
 class _Pass:
     """The scope of one forward pass: stacks are composed when a layer of them is first called."""
 
     def __init__(self, layers: Sequence[SharedLinear], keep: bool) -> None:
-        self._stacks: dict[Any, list[SharedLinear]] = {}
-        for layer in layers:
-            self._stacks.setdefault(layer.stack_key, []).append(layer)
+        self._layers = layers
         self._keep = keep
         self._grad_enabled = torch.is_grad_enabled()
-        self._composed: dict[tuple[Any, torch.dtype], _Composed] = {}
+        self._weights: dict[tuple[SharedLinear, torch.dtype | None], _Weight] = {}
         self._coefs: dict[Any, dict[str, torch.Tensor]] = {}
         self._token: Token[_Pass | None] | None = None
 
@@ -114,49 +108,69 @@ class _Pass:
         if self._token is not None:
             _current.reset(self._token)
 
-    def find(self, layer: SharedLinear, spec: Spec) -> _Composed | None:
-        """The stack of `layer`, composed; None if the layer is not part of this pass."""
-        key = (layer.stack_key, spec.dtype)
-        composed = self._composed.get(key)
-        if composed is None or composed.spent:
-            layers = self._stacks.get(layer.stack_key)
-            if layers is None or layer not in layers:
+    def apply(self, layer: SharedLinear, x: torch.Tensor) -> torch.Tensor | None:
+        """Apply a layer; None if it is not part of this pass."""
+        key = (layer, autocast_dtype(x))
+        weight = self._weights.get(key)
+        # a backward pass, run before the scope is left, may have put gradients in its place
+        if weight is None or (weight.lease is not None and weight.lease.spent):
+            if layer not in self._layers:
                 return None
             # as when the pass began, not as in a region without gradients inside of it
             with torch.set_grad_enabled(self._grad_enabled):
-                composed = self._composed[key] = self._compose(layers, spec)
-        return composed if layer in composed.weights else None
+                self._compose(layer, key[1])
+            weight = self._weights[key]
+        value, lease, index = weight
+        if lease is None or not torch.is_grad_enabled():
+            return F.linear(x, value, layer.bias)
+        if value.numel() <= _SMALL and not saving_is_watched():
+            lease.uses[index] += 1  # until the graph is gone
+            return F.linear(x, value, layer.bias)
+        x, bias = cast_for(value.dtype, x, layer.bias)
+        return JointLinear.apply(x, value, bias, lease, index)
 
-    def _compose(self, layers: list[SharedLinear], spec: Spec) -> _Composed:
-        bank = next(iter(layers[0].banks.values()))
-        workspace = bank.workspace(layers[0].stack_key)
-        sources = [tensor for layer in layers for tensor in layer.source_tensors()]
-        wants_grad = self._grad_enabled and any(t.requires_grad for t in sources)
-        if not self._keep or bank.training or wants_grad or any(t.is_inference() for t in sources):
+    def _compose(self, layer: SharedLinear, dtype: torch.dtype | None) -> None:
+        """Compose the weights of the stack that `layer` is of."""
+        key = layer.stack_key
+        layers = [other for other in self._layers if other.stack_key == key]
+        spec = layer.spec(dtype)
+        bank = layer.first_bank
+        workspace = bank.workspace(key)
+        made_of = layer.own_tensors(layers)
+        if self._keep and not bank.training:
+            made_of += [tensor for other in layers for tensor in other.coef.tensors()]
+            wants_grad = self._grad_enabled and any(t.requires_grad for t in made_of)
+            may_keep = not wants_grad and not any(t.is_inference() for t in made_of)
+        else:
+            may_keep = False
+        lease = None
+        if may_keep:
+            stamp = (spec, *[(id(t), t.data_ptr(), t._version) for t in made_of])
+            kept = workspace.kept
+            if kept is None or kept[0] != stamp:
+                # the old ones are freed before there are new ones
+                kept = workspace.kept = None
+                with torch.inference_mode(False), torch.no_grad():
+                    kept = workspace.kept = (stamp, compose_stack(layers, spec))
+            weights = kept[1]
+        else:
             shape = (len(layers), spec.shape[0] * spec.shape[1])
-            lease = workspace.lease(shape, spec.dtype, sources[0].device)
-            return _Composed(layers, compose_layers(lease, spec, self._tensors(layers)), lease)
-        key = (spec, *((id(t), t.data_ptr(), t._version) for t in sources))
-        if workspace.kept is None or workspace.kept[0] != key:
-            workspace.kept = None  # first, so that the old ones are freed before there are new ones
-            with torch.inference_mode(False), torch.no_grad():
-                workspace.kept = (key, compose_stack(layers, spec))
-        return _Composed(layers, workspace.kept[1], None)
-
-    def _tensors(self, layers: Sequence[SharedLinear]) -> list[torch.Tensor]:
-        sources = tuple(layer.coef for layer in layers)
-        if sources not in self._coefs:
-            self._coefs[sources] = coefficient_matrices(sources)
-        return stack_tensors(layers, self._coefs[sources])
+            lease = workspace.lease(shape, spec.dtype, made_of[0].device)
+            sources = tuple(other.coef for other in layers)
+            if sources not in self._coefs:
+                self._coefs[sources] = coefficient_matrices(sources)
+            weights = compose_layers(lease, spec, stack_tensors(layers, self._coefs[sources]))
+        for index, (other, weight) in enumerate(zip(layers, weights, strict=True)):
+            self._weights[other, dtype] = _Weight(weight, lease, index)
 
 
 _current: ContextVar[_Pass | None] = ContextVar('masa_vit_pass', default=None)
 
 
-def composed_in_pass(layer: SharedLinear, spec: Spec) -> _Composed | None:
-    """The weights of the pass that is running, if `layer` is part of one."""
+def apply_in_pass(layer: SharedLinear, x: torch.Tensor) -> torch.Tensor | None:
+    """Apply a layer with its weight in the pass that is running; None if it is in none."""
     running = _current.get()
-    return None if running is None else running.find(layer, spec)
+    return None if running is None else running.apply(layer, x)
 
 
 def stack_tensors(
@@ -193,6 +207,5 @@ def composed_weights(layers: Sequence[SharedLinear]) -> dict[SharedLinear, torch
         stacks.setdefault(layer.stack_key, []).append(layer)
     weights: dict[SharedLinear, torch.Tensor] = {}
     for stack in stacks.values():
-        spec = stack[0].spec()._replace(dtype=next(iter(stack[0].banks.values())).atoms.dtype)
-        weights.update(zip(stack, compose_stack(stack, spec), strict=True))
+        weights.update(zip(stack, compose_stack(stack, stack[0].spec()), strict=True))
     return weights

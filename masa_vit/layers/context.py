@@ -3,28 +3,32 @@
 from __future__ import annotations
 
 from contextlib import AbstractContextManager, nullcontext
+from typing import Any
 
 import torch
 from torch.autograd import forward_ad
 
 
-def no_autocast(device: torch.device) -> AbstractContextManager[None]:
+def no_autocast(device: torch.device) -> AbstractContextManager[Any]:
     """Switch autocast off for operations on `device`, where there is autocast at all."""
-    if torch.amp.is_autocast_available(device.type):
-        return torch.autocast(device.type, enabled=False)
+    kind = device.type
+    if torch.amp.is_autocast_available(kind) and torch.is_autocast_enabled(kind):
+        return torch.autocast(kind, enabled=False)
     return nullcontext()
 
 
 def autocast_dtype(like: torch.Tensor) -> torch.dtype | None:
     """The dtype that autocast asks of tensors like this one now, None where it asks nothing."""
     kind = like.device.type
-    if (
-        like.dtype == torch.float64
-        or not torch.amp.is_autocast_available(kind)
-        or not torch.is_autocast_enabled(kind)
-    ):
+    if not torch.amp.is_autocast_available(kind) or not torch.is_autocast_enabled(kind):
         return None
-    return torch.get_autocast_dtype(kind)
+    return None if like.dtype == torch.float64 else torch.get_autocast_dtype(kind)
+
+
+def saving_is_watched() -> bool:
+    """Whether somebody intercepts what autograd saves, as checkpointing and offloading do."""
+    ask = getattr(torch._C._autograd, '_top_saved_tensors_default_hooks', None)
+    return ask is None or ask(False) is not None
 
 
 def cast_for(

@@ -59,15 +59,17 @@ def composition_gradients(
     """
     flat = atoms.reshape(len(atoms), -1)
     coef = coef.to(flat.dtype)
-    grad_coef = torch.zeros_like(coef) if need_coef else None
-    grad_flat = torch.empty_like(flat) if need_atoms else None
+    grad_coef = grad_flat = None
     same = grads.dtype == flat.dtype
     for columns in [slice(None)] if same else _pieces(*grads.shape):
-        piece = grads[:, columns].to(flat.dtype)
-        if grad_flat is not None:
+        piece = grads if same else grads[:, columns].to(flat.dtype)
+        if need_atoms:
+            if grad_flat is None:
+                grad_flat = torch.empty_like(flat)
             _outer_sum(coef, piece, grad_flat[:, columns])
-        if grad_coef is not None:
-            grad_coef += _row_products(piece, flat[:, columns])
+        if need_coef:
+            products = _row_products(piece, flat[:, columns])
+            grad_coef = products if grad_coef is None else grad_coef + products
     return grad_coef, None if grad_flat is None else grad_flat.view(atoms.shape)
 
 
@@ -88,9 +90,9 @@ def _row_products(a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
     """Inner products (L, S) of the rows of `a` (L, n) and `b` (S, n), n large."""
     runs = a.shape[1] // _RUN
     whole = runs * _RUN
-    rest = a[:, whole:] @ b[:, whole:].T
     if not runs:
-        return rest
+        return a @ b.T
+    rest = a[:, whole:] @ b[:, whole:].T
     of_a = a[:, :whole].unflatten(1, (runs, _RUN)).transpose(0, 1)
     of_b = b[:, :whole].unflatten(1, (runs, _RUN)).permute(1, 2, 0)
     return torch.bmm(of_a, of_b).sum(0) + rest

@@ -21,7 +21,7 @@ from masa_vit.layers.coefficients import (
     assign_coefficients,
     draw_coefficients,
 )
-from masa_vit.layers.composition import composed_in_pass
+from masa_vit.layers.composition import apply_in_pass
 from masa_vit.layers.context import autocast_dtype, cast_for, runs_eagerly
 
 COEFFICIENT_KINDS = ('direct', 'mlp', 'frozen')
@@ -117,16 +117,18 @@ class SharedLinear(nn.Module):
         """Apply the composed map, (..., in_features) -> (..., out_features)."""
         if not runs_eagerly(x):
             return F.linear(x, self.compose_weight(), self.bias)
-        spec = self.spec()
-        composed = composed_in_pass(self, spec)
-        if composed is not None:
-            return composed.apply(self, x)
+        out = apply_in_pass(self, x)
+        if out is not None:
+            return out
+        spec = self.spec(autocast_dtype(x))
         rows = iter(self._coef[0].rows(self.shared_names))
-        banks = self.banks
         tensors: list[torch.Tensor] = []
+        banks = self.banks
         for name in self.names:
-            shared = name in banks
-            tensors += [next(rows), banks[name].atoms] if shared else [self.dense_rows(name)]
+            if name in banks:
+                tensors += [next(rows), banks[name].atoms]
+            else:
+                tensors.append(self.dense_rows(name))
         if not torch.is_grad_enabled():
             return F.linear(x, compose_layer(spec, tensors), self.bias)
         x, bias = cast_for(spec.dtype, x, self.bias)
@@ -136,20 +138,26 @@ class SharedLinear(nn.Module):
         """Return the rows of a projection that does not share."""
         return cast(torch.Tensor, getattr(self, f'dense_{name}'))
 
-    def spec(self) -> Spec:
-        """Describe the weight that a call needs now: in the dtype of autocast, where it is on."""
-        atoms = self._banks[0].atoms
-        return Spec(self._parts, self._shape, autocast_dtype(atoms) or atoms.dtype)
+    def spec(self, dtype: torch.dtype | None = None) -> Spec:
+        """Describe the weight for a call in `dtype` (default: that of the atoms)."""
+        return Spec(self._parts, self._shape, dtype or self.first_bank.atoms.dtype)
+
+    @property
+    def first_bank(self) -> AtomBank:
+        """The bank that keeps what the layers of the stack have in common."""
+        return self._banks[0]
 
     @property
     def stack_key(self) -> Hashable:
         """Equal for layers whose weights are composed from the same banks in the same way."""
         return (self.names, self._banks)
 
-    def source_tensors(self) -> list[torch.Tensor]:
-        """Return what the weight is made of: it changes only when one of these does."""
-        dense = [self.dense_rows(name) for name in self.names if name not in self.shared_names]
-        return [*(bank.atoms for bank in self._banks), *self._coef[0].tensors(), *dense]
+    def own_tensors(self, stack: Sequence[SharedLinear]) -> list[torch.Tensor]:
+        """Return what the weights of a stack are made of, besides the coefficients."""
+        dense = [name for name in self.names if name not in self.shared_names]
+        return [bank.atoms for bank in self._banks] + [
+            layer.dense_rows(name) for layer in stack for name in dense
+        ]
 
     @torch.no_grad()
     def to_linear(self, weight: torch.Tensor | None = None) -> nn.Linear:

@@ -84,7 +84,7 @@ class MasaVisionTransformer(VisionTransformer):
         """
         super().__init__(*args, weight_init='skip', **kwargs)
         self.set_composition(composition)
-        projections = _parse_projections(projections)
+        projections = parse_projections(projections)
         if self.fix_init and coefficients == 'frozen' and 'o' in projections:
             raise ValueError(
                 "fix_init=True scales the output projections by depth, coefficients='frozen' keeps "
@@ -170,9 +170,7 @@ class MasaVisionTransformer(VisionTransformer):
         Args:
             x: An input of the pass, by which tracing is recognised.
         """
-        linears = [block.get_submodule(path) for block in self.blocks for path in LAYOUT]
-        layers = [linear for linear in linears if isinstance(linear, SharedLinear)]
-        return composing(layers, x, self.composition)
+        return composing(self.blocks, LAYOUT, x, self.composition)
 
     def forward_features(self, x: torch.Tensor, *args: Any, **kwargs: Any) -> torch.Tensor:
         """As timm's, with the weights of all layers composed together."""
@@ -257,7 +255,12 @@ def _init_shared_linear(
             written.add(bank)
 
 
-def _parse_projections(projections: str | Sequence[str]) -> str:
+def parse_projections(projections: str | Sequence[str]) -> str:
+    """Check a choice of projections, and put them in order.
+
+    Raises:
+        ValueError: If they are not different letters out of `PROJECTIONS`.
+    """
     letters = list(projections)
     if not letters or len(set(letters)) != len(letters) or not set(letters) <= set(PROJECTIONS):
         raise ValueError(

@@ -55,7 +55,7 @@ class Stack(nn.Module):
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         if self.composition == 'plain':
             return self.plain(x)
-        with composing(self.layers(), x, self.composition):
+        with composing(self.blocks, LAYOUT, x, self.composition):
             for block in self.blocks:
                 x = block(x)
         return x

@@ -6,7 +6,7 @@ import copy
 
 import pytest
 import torch
-from stacks import CHOICES, Stack
+from stacks import CHOICES, LAYOUT, Stack
 from torch import nn
 from torch.func import functional_call, grad, jvp, vmap
 from torch.utils.checkpoint import checkpoint
@@ -14,9 +14,13 @@ from torch.utils.checkpoint import checkpoint
 from masa_vit.layers import COMPOSITIONS, composing
 
 
-@pytest.fixture(params=COMPOSITIONS)
-def composition(request) -> str:
-    return request.param
+@pytest.fixture(params=[*COMPOSITIONS, 'joint, small weights'])
+def composition(request, monkeypatch) -> str:
+    """Each way to compose, and the way in which a joint pass takes small weights."""
+    composition, *small = request.param.split(', ')
+    if not small:
+        monkeypatch.setattr('masa_vit.layers.composition._SMALL', 0)
+    return composition
 
 
 @pytest.fixture(params=CHOICES)
@@ -117,7 +121,7 @@ def test_steps_with_accumulation(composition, choice, x):
 
 def test_a_layer_called_twice_in_a_pass(composition, x):
     model, plain = twins(composition)
-    with composing(model.layers(), x, composition):
+    with composing(model.blocks, LAYOUT, x, composition):
         outs = [model.blocks[1](model.blocks[0](x + i)) for i in range(2)]
     (outs[0] * outs[1]).sum().backward()
     outs = [plain.blocks[1](plain.blocks[0](x + i)) for i in range(2)]
@@ -126,10 +130,11 @@ def test_a_layer_called_twice_in_a_pass(composition, x):
         torch.testing.assert_close(got.grad, want.grad)
 
 
-def test_two_losses_on_one_pass(x):
+def test_two_losses_on_one_pass(x, monkeypatch):
     """Halves of a graph that share nothing but the composed weights."""
+    monkeypatch.setattr('masa_vit.layers.composition._SMALL', 0)
     model, plain = twins('joint')
-    with composing(model.layers(), x):
+    with composing(model.blocks, LAYOUT, x):
         outs = [model.blocks[0](x + i) for i in range(2)]
     plain_outs = [plain.blocks[0](x + i) for i in range(2)]
     for pair in zip(outs, plain_outs, strict=True):
@@ -177,7 +182,7 @@ def test_blocks_checkpointed_by_the_caller(composition, choice, use_reentrant, x
     """Composed in the pass at first, alone when recomputed: what is saved must be the same."""
     model, plain = twins(composition, **choice)
     inputs = x.clone().requires_grad_()
-    with composing(model.layers(), inputs, composition):
+    with composing(model.blocks, LAYOUT, inputs, composition):
         out = inputs
         for block in model.blocks:
             out = checkpoint(block, out, use_reentrant=use_reentrant)
@@ -275,7 +280,7 @@ def test_a_pass_without_gradients_inside_and_around(composition, x):
     model, plain = twins(composition)
     with torch.no_grad():
         assert not model(x).requires_grad
-    with composing(model.layers(), x, composition):
+    with composing(model.blocks, LAYOUT, x, composition):
         with torch.no_grad():
             out = model.blocks[0](x)
         model.blocks[1](out).sum().backward()
@@ -289,17 +294,18 @@ def test_a_pass_without_gradients_inside_and_around(composition, x):
 def test_passes_of_two_models_nest(composition, x):
     outer, inner = Stack(composition).double(), Stack(composition).double()
     expected = outer(inner(x))
-    with composing(outer.layers(), x, composition):
+    with composing(outer.blocks, LAYOUT, x, composition):
         out = inner(x)
         for block in outer.blocks:
             out = block(out)
     torch.testing.assert_close(out, expected)
 
 
-def test_a_backward_pass_before_the_scope_is_left(x):
+def test_a_backward_pass_before_the_scope_is_left(x, monkeypatch):
     """Gradients lie where the weights were: a further call must not take them for weights."""
+    monkeypatch.setattr('masa_vit.layers.composition._SMALL', 0)
     model, plain = twins('joint')
-    with composing(model.layers(), x):
+    with composing(model.blocks, LAYOUT, x):
         for _ in range(2):
             model.blocks[0](x).square().sum().backward()
     for _ in range(2):
@@ -308,7 +314,8 @@ def test_a_backward_pass_before_the_scope_is_left(x):
         torch.testing.assert_close(got.grad, want.grad)
 
 
-def test_the_buffer_of_a_pass_that_is_over_is_used_again(x):
+def test_the_buffer_of_a_pass_that_is_over_is_used_again(x, monkeypatch):
+    monkeypatch.setattr('masa_vit.layers.composition._SMALL', 0)
     model = Stack('joint').double()
     first = model(x)
     address = buffers(first)

@@ -31,12 +31,15 @@ VARIANTS = {
 """Name -> arguments of `create_model` on top of those of conftest's `SMALL`."""
 
 
-@pytest.fixture(params=COMPOSITIONS)
-def small(request, small) -> Callable[..., nn.Module]:
-    """Small models that compose their weights in each of the ways."""
+@pytest.fixture(params=[*COMPOSITIONS, 'joint, small weights'])
+def small(request, small, monkeypatch) -> Callable[..., nn.Module]:
+    """Small models that compose in each of the ways, as large weights are and as small ones."""
+    composition, *small_weights = request.param.split(', ')
+    if not small_weights:
+        monkeypatch.setattr('masa_vit.layers.composition._SMALL', 0)
 
     def create(name: str = 'vit_tiny_masa_s2', **kwargs) -> nn.Module:
-        return small(name, **({'composition': request.param} if 'masa' in name else {}), **kwargs)
+        return small(name, **({'composition': composition} if 'masa' in name else {}), **kwargs)
 
     return create
 
