@@ -1,0 +1,185 @@
+"""Load the weights of a MASA model straight into the plain timm model: small file, dense speed."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, TypeVar
+
+import torch
+from timm.models.vision_transformer import VisionTransformer
+from torch import nn
+
+from masa_vit.analysis.extract import coefficients
+from masa_vit.layers import SharedLinear
+from masa_vit.models import read_state_dict
+from masa_vit.models.vision_transformer_masa import LAYOUT
+
+ModelT = TypeVar('ModelT', bound=nn.Module)
+
+_BANK = re.compile(r'banks\.(\w+)\.atoms')
+
+_CHUNK = 1 << 16
+"""Numbers of each weight that are composed at a time, so that they stay in the cache."""
+
+
+@torch.no_grad()
+def load_folded(model: ModelT, source: str | Path) -> ModelT:
+    """Load a MASA model's weights into the dense model that it folds to, in place.
+
+    The file of a MASA model is the small form for deployment (0.78 of the dense file for ViT-B with
+    S=4). The loaded model has dense speed, as that from `masa_vit.fold`: the weights of every layer
+    are composed once, while loading.
+
+    Args:
+        model: The plain timm model, e.g. ``timm.create_model('vit_base_patch16_224')`` for the file
+            of a ``vit_base_masa_s4``. Values are converted to its dtype and moved to its device.
+        source: A `.safetensors` or `.pth` file with coefficients of any kind.
+
+    Returns:
+        The same model.
+
+    Raises:
+        FileNotFoundError: If there is no such file.
+        TypeError: If `model` is not a plain vision transformer of timm.
+        ValueError: If the file is not that of a MASA model, or does not fit; `model` is unchanged.
+    """
+    vit = _check_model(model)
+    state = read_state_dict(source)
+    banks = {
+        name: value
+        for key, value in state.items()
+        if (match := _BANK.fullmatch(key))
+        for name in match[1]
+    }
+    if not banks:
+        raise ValueError(
+            f'{str(source)!r} is not the file of a MASA model: it has no banks.*.atoms, but '
+            f'{", ".join(list(state)[:4])}, ... A dense file is loaded by masa_vit.load_weights'
+        )
+    own = vit.state_dict()
+    _check_fit(vit, own, state, banks, str(source))
+    for key, value in state.items():
+        if key in own:
+            own[key].copy_(value)
+    coef = coefficients(state)
+    for path, names in LAYOUT.items():
+        for index, name in enumerate(names):
+            rows = [
+                own[f'blocks.{layer}.{path}.weight'].chunk(len(names))[index]
+                for layer in range(len(vit.blocks))
+            ]
+            if name in banks:
+                _compose_into(rows, banks[name], coef[name])
+            else:
+                for layer, row in enumerate(rows):
+                    key = f'blocks.{layer}.{path}.dense_{name}'
+                    if key in state:  # else the whole linear is dense, and copied above
+                        row.copy_(state[key])
+    return model
+
+
+def _compose_into(rows: Sequence[torch.Tensor], atoms: torch.Tensor, coef: torch.Tensor) -> None:
+    """Write ``W_l = sum_s c_ls D_s`` into the L weights `rows`, (out, in) each, with C (L, S).
+
+    Mixes in float32 at least, whatever the file's dtype is.
+    """
+    dtype = torch.promote_types(atoms.dtype, torch.float32)
+    flat = atoms.to(rows[0].device).view(len(atoms), -1)
+    coef = coef.to(flat.device, dtype)
+    outputs = [row.view(1, -1) for row in rows]
+    for start in range(0, flat.shape[1], _CHUNK):
+        where = slice(start, start + _CHUNK)
+        columns = flat[:, where].to(dtype)
+        for output, mix in zip(outputs, coef.split(1), strict=True):
+            if output.dtype == dtype:
+                torch.mm(mix, columns, out=output[:, where])
+            else:
+                output[:, where] = torch.mm(mix, columns)
+
+
+def _check_model(model: nn.Module) -> Any:
+    if any(isinstance(module, SharedLinear) for module in model.modules()):
+        raise TypeError(
+            f'load_folded fills a dense model, and this {type(model).__name__} shares its weights: '
+            'load the file by model.load_state_dict or masa_vit.load_weights'
+        )
+    if not isinstance(model, VisionTransformer):
+        raise TypeError(
+            f'load_folded fills a VisionTransformer of timm, got {type(model).__name__}; for a '
+            'wrapper, give the model inside'
+        )
+    if any(param.is_meta for param in model.parameters()):
+        raise ValueError(
+            "the model is on the meta device: give it memory first, model.to_empty(device='cpu')"
+        )
+    return model
+
+
+def _check_fit(
+    model: Any,
+    own: Mapping[str, torch.Tensor],
+    state: Mapping[str, torch.Tensor],
+    banks: Mapping[str, torch.Tensor],
+    source: str,
+) -> None:
+    """Raise ValueError unless the file holds the model's tensors, and atoms for those composed."""
+    found = {key: tuple(value.shape) for key, value in state.items()}
+    expected = _expected_shapes(own, len(model.blocks), found, banks)
+    problems = {
+        'missing in the file': [key for key in expected if key not in found],
+        'not in the model': [key for key in found if key not in expected],
+        'of another shape': [
+            f'{key} {found[key]} instead of {shape}'
+            for key, shape in expected.items()
+            if found.get(key, shape) != shape
+        ],
+    }
+    lines = [
+        f'  {what} ({len(keys)}): {", ".join(keys[:4])}' + (', ...' if len(keys) > 4 else '')
+        for what, keys in problems.items()
+        if keys
+    ]
+    if lines:
+        raise ValueError(
+            '\n'.join(
+                [
+                    f'{source!r} does not fit this {type(model).__name__}; create it with the arguments '
+                    'of the MASA model, without those of the sharing:',
+                    *lines,
+                ]
+            )
+        )
+
+
+def _expected_shapes(
+    own: Mapping[str, torch.Tensor],
+    depth: int,
+    found: Mapping[str, tuple[int, ...]],
+    banks: Mapping[str, torch.Tensor],
+) -> dict[str, tuple[int, ...]]:
+    """Names and shapes in a file that folds to the state dict `own`, sharing as this one does."""
+    expected = {key: tuple(value.shape) for key, value in own.items()}
+    part_of = {}  # projection -> (out, in)
+    for path, names in LAYOUT.items():
+        out_features, in_features = expected[f'blocks.0.{path}.weight']
+        part_of.update(dict.fromkeys(names, (out_features // len(names), in_features)))
+        for layer in range(depth) if set(names) & set(banks) else ():
+            del expected[f'blocks.{layer}.{path}.weight']
+            for name in set(names) - set(banks):
+                expected[f'blocks.{layer}.{path}.dense_{name}'] = part_of[name]
+    for key in filter(_BANK.fullmatch, found):
+        for name in key.split('.')[1]:
+            if name in part_of:
+                expected[key] = (found[key][0], *part_of[name])
+    from_mlp = any(key.startswith('generator.') for key in found)
+    for layer in range(depth):
+        for name in ['embedding'] if from_mlp else banks:
+            key = f'blocks.{layer}.coef.{name}'
+            expected[key] = found.get(key, ()) if from_mlp else (len(banks[name]),)
+    if from_mlp:
+        for fc in ('fc1', 'fc2', 'fc3'):
+            for key in (f'generator.{fc}.weight', f'generator.{fc}.bias'):
+                expected[key] = found.get(key, ())
+    return expected
