@@ -37,9 +37,11 @@ with the config of a detector, objects, and pictures of them:
   masa-vit compare masa_vit::cls/vit_tiny_masa_s4_digits.py masa_vit::cls/vit_tiny_dense_digits.py
   masa-vit compare a.py b.py --work-dir work_dirs/pair --resume""",
     'benchmark': """examples:
-  masa-vit benchmark vit_base_masa_s4 --batch-size 8
-  masa-vit benchmark masa_vit::det/mask_rcnn_vit_masa.py --img-size 512 --batch-size 1 --memory
-  masa-vit benchmark vit_small_masa_s4 --against vit_tiny_masa_s4 --pairs 15 --json times.json""",
+  masa-vit benchmark vit_base_masa_s4 --batch-size 1 4 16 64 --dtype fp32 bf16 --json times.json
+  masa-vit benchmark vit_base_masa_s4 --measure train memory --batch-size 4 --checkpointing
+  masa-vit benchmark vit_base_masa_s4 --measure load fold compress sizes
+  masa-vit benchmark vit_tiny_masa_s4 --against vit_tiny_masa_s4 --against-args num_atoms=2
+  masa-vit benchmark masa_vit::det/mask_rcnn_vit_masa.py --img-size 512 --batch-size 1""",
 }
 
 
@@ -189,9 +191,9 @@ def _compare_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def _benchmark_arguments(parser: argparse.ArgumentParser) -> None:
-    from masa_vit.analysis import benchmark
+    from masa_vit.benchmark import command
 
-    benchmark.add_arguments(parser)
+    command.add_arguments(parser)
 
 
 def _train(args: argparse.Namespace) -> int:
@@ -293,14 +295,14 @@ def _compare(args: argparse.Namespace) -> int:
 
 
 def _benchmark(args: argparse.Namespace) -> int:
-    from masa_vit.analysis import benchmark
+    from masa_vit.benchmark import command
 
-    _need('rich')
+    _need('rich', *(['matplotlib'] if args.picture else []))
     if not args.model.endswith('.py'):
-        return benchmark.run(args)
-    from masa_vit.engine.benchmark import detector_subject
+        return command.run(args)
+    from masa_vit.engine.benchmark import DETECTOR
 
-    return benchmark.run(args, detector_subject)
+    return command.run(args, DETECTOR)
 
 
 # name: (help, adds the arguments, runs); the arguments of the command called are added alone,
@@ -314,7 +316,7 @@ _COMMANDS: dict[str, tuple[str, _Add, _Run]] = {
     'fold': ('turn a trained model into its dense twin', _fold_arguments, _fold),
     'inspect': ('look at the atoms and coefficients of a model', _inspect_arguments, _inspect),
     'compare': ('train several configs and print a table', _compare_arguments, _compare),
-    'benchmark': ('time a model against another', _benchmark_arguments, _benchmark),
+    'benchmark': ('measure a model against another', _benchmark_arguments, _benchmark),
 }
 
 if __name__ == '__main__':

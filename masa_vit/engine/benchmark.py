@@ -2,45 +2,55 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from functools import partial
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
 import torch
-from torch import nn
 
-from masa_vit.analysis.benchmark import Subject
+from masa_vit.benchmark import Kind, Spec, Subject
 from masa_vit.convert import fold
+from masa_vit.det.precision import Float32HeadsHook
 from masa_vit.engine.build import build_model
 from masa_vit.engine.config import load_config
 
 _OBJECTS = 8  # an image; COCO has 7.3
 
 
-def detector_subject(
-    config: str, dense: bool, batch_size: int, img_size: int | None, device: str
-) -> Subject:
+def detector_subject(spec: Spec) -> Subject:
     """The detector of a config on square noise with eight random boxes and masks an image.
 
-    Training is one step with AdamW on all parameters. The dense twin is the folded model, and all
-    random numbers are the same, for time depends on what is proposed and detected.
+    The dense twin is the folded model, and all random numbers are the same, for time depends on what
+    is proposed and detected.
     """
-    cfg = load_config(config)
+    cfg = load_config(spec.name)
     cfg.model.data_preprocessor.pad_size_divisor = 1  # the size asked for, not the recipe's
+    if spec.checkpointing:
+        cfg.model.backbone.with_cp = True
     torch.manual_seed(0)
     model: Any = build_model(cfg)
-    model = (fold(model) if dense else model).to(device)
-    size = img_size or 1024
-    data = model.data_preprocessor(_inputs(batch_size, size), training=True)
+    Float32HeadsHook().before_run(SimpleNamespace(model=model))  # as a run has it, for autocast
+    model = (fold(model) if spec.dense else model).to(spec.device)
+    size = spec.img_size or 1024
+    data = model.data_preprocessor(_inputs(spec.batch_size, size), training=True)
     return Subject(
-        Path(config).stem + (' (dense)' if dense else ''),
+        Path(spec.name).stem + (' (dense)' if spec.dense else ''),
         model,
-        size,
-        partial(_training_step, data=data),
-        partial(_evaluation, data=data),
+        (size, size),
+        partial(_loss, data=data),
+        partial(_predict, data=data),
     )
+
+
+def _check(spec: Spec) -> None:
+    if spec.model_args:
+        raise ValueError(
+            f'arguments {sorted(spec.model_args)} are given for {spec.name!r}: a detector has its '
+            'arguments in its config'
+        )
+    load_config(spec.name)
 
 
 def _inputs(batch_size: int, size: int) -> dict[str, list]:
@@ -70,23 +80,24 @@ def _inputs(batch_size: int, size: int) -> dict[str, list]:
     return {'inputs': list(images.to(torch.uint8)), 'data_samples': samples}
 
 
-def _training_step(model: Any, data: dict[str, Any]) -> Callable[[], None]:
-    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-6)
-
-    def step() -> None:
-        torch.manual_seed(0)
-        model.train()
-        optimizer.zero_grad()
-        loss, _ = model.parse_losses(model(**data, mode='loss'))
-        loss.backward()
-        optimizer.step()
-
-    return step
+def _loss(model: Any, data: dict[str, Any]) -> torch.Tensor:
+    torch.manual_seed(0)
+    loss, _ = model.parse_losses(model(**data, mode='loss'))
+    return loss
 
 
-def _evaluation(model: nn.Module, data: dict[str, Any]) -> Callable[[], None]:
-    def evaluate() -> None:
-        with torch.inference_mode():
-            model(**data, mode='predict')
+def _predict(model: Any, data: dict[str, Any]) -> Any:
+    return model(**data, mode='predict')
 
-    return evaluate
+
+DETECTOR = Kind(
+    detector_subject,
+    _check,
+    missing={
+        'compile': 'mmdet does not compile',
+        'load': 'files of detectors are read into the model that was trained',
+        'compress': 'detectors cannot be compressed',
+        'flops': 'what a detector computes depends on what it finds',
+    },
+)
+"""Detectors of MMDetection, by their configs."""

@@ -1,0 +1,66 @@
+"""Peak memory of training or evaluation, in a process that does nothing else."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from multiprocessing import get_context
+from pathlib import Path
+
+import torch
+
+from masa_vit.benchmark.steps import evaluation, training_step
+from masa_vit.benchmark.subjects import Spec, Subject
+
+STEPS = 3
+
+
+def peak_memory(
+    build: Callable[[Spec], Subject],
+    spec: Spec,
+    dtype: str = 'fp32',
+    compiled: bool = False,
+    train: bool = True,
+) -> tuple[int, int]:
+    """Peak bytes of three training steps, or evaluations, in a new process.
+
+    Returns:
+        The peak, and how much of it came after the imports. On the CPU the peak is all memory of the
+        process, so that Python and torch are in it; on CUDA it is what torch has allocated.
+    """
+    arguments = (build, spec, dtype, compiled, train, torch.get_num_threads())
+    with get_context('spawn').Pool(1) as pool:
+        return pool.apply(_measure, arguments)
+
+
+def _measure(
+    build: Callable[[Spec], Subject],
+    spec: Spec,
+    dtype: str,
+    compiled: bool,
+    train: bool,
+    threads: int,
+) -> tuple[int, int]:
+    torch.set_num_threads(threads)
+    device = torch.device(spec.device)
+    start = _peak(device)
+    subject = build(spec)
+    if train:
+        step = training_step(subject, device, dtype, compiled)
+    else:
+        step = evaluation(subject, subject.model, device, dtype, compiled)
+    for _ in range(STEPS):
+        step()
+    peak = _peak(device)
+    return peak, peak - start
+
+
+def _peak(device: torch.device) -> int:
+    if device.type == 'cuda':
+        return torch.cuda.max_memory_allocated(device)
+    status = Path('/proc/self/status')
+    if status.exists():  # of this process alone: Linux counts in ru_maxrss what it was forked from
+        line = next(line for line in status.read_text().splitlines() if line.startswith('VmHWM'))
+        return int(line.split()[1]) * 1024
+    import resource  # not on Windows
+
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss  # bytes on macOS

@@ -1,0 +1,129 @@
+"""The models that are measured, and the data that they run on."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import timm
+import torch
+from timm.layers import to_2tuple, use_reentrant_ckpt
+from torch import nn
+
+from masa_vit.convert.fold import MASA_ARGS
+from masa_vit.layers import SharedLinear
+from masa_vit.models import create_timm_model, dense_architecture
+
+
+@dataclass(frozen=True)
+class Spec:
+    """What to build: a model as the command line names it, or its dense twin.
+
+    Attributes:
+        name: A timm model, or what else a `Kind` builds from.
+        dense: Whether the dense twin of `name` is meant, not the model itself.
+        model_args: For `timm.create_model`; a twin takes those that dense models have.
+        batch_size: Images in the batch.
+        img_size: Pixels; None: the model's own size.
+        device: Where model and images are.
+        checkpointing: Whether the backward pass recomputes the blocks.
+    """
+
+    name: str
+    dense: bool = False
+    model_args: Mapping[str, Any] = field(default_factory=dict)
+    batch_size: int = 8
+    img_size: int | None = None
+    device: str = 'cpu'
+    checkpointing: bool = False
+
+
+@dataclass
+class Subject:
+    """A model, and what is done with it.
+
+    `loss` and `predict` take the model to run: it may be compiled, or folded.
+    """
+
+    name: str
+    model: nn.Module
+    img_size: tuple[int, int]
+    loss: Callable[[nn.Module], torch.Tensor]
+    predict: Callable[[nn.Module], Any]
+
+    @property
+    def is_shared(self) -> bool:
+        """Whether any weights are composed from atoms."""
+        return any(isinstance(module, SharedLinear) for module in self.model.modules())
+
+
+@dataclass(frozen=True)
+class Kind:
+    """A kind of models: how they are built, and what cannot be measured on them.
+
+    Attributes:
+        build: Builds; a function of a module, so that other processes find it.
+        check: Raises ValueError for a spec of which it is plain that it cannot be built.
+        missing: Measurement or option that is not available -> why.
+    """
+
+    build: Callable[[Spec], Subject]
+    check: Callable[[Spec], None] = lambda spec: None
+    missing: Mapping[str, str] = field(default_factory=dict)
+
+
+def check_timm(spec: Spec) -> None:
+    """Refuse what timm does not know, before anything is built.
+
+    Raises:
+        ValueError: For an unknown model, an image size given twice, or reentrant checkpointing.
+    """
+    if ':' not in spec.name and not timm.is_model(spec.name):
+        raise ValueError(f'{spec.name!r} is no model that timm knows; see timm.list_models()')
+    if spec.img_size and 'img_size' in spec.model_args:
+        raise ValueError(
+            f'the image size is given twice, as --img-size {spec.img_size} and as '
+            f'img_size={spec.model_args["img_size"]} of {spec.name!r}: leave one out'
+        )
+    if spec.checkpointing and use_reentrant_ckpt():
+        raise ValueError(
+            'timm is set to reentrant checkpointing, which shared weights do not go with: unset '
+            'TIMM_REENTRANT_CKPT'
+        )
+
+
+def timm_subject(spec: Spec) -> Subject:
+    """A timm model on random images, all of class 0.
+
+    Raises:
+        ValueError: For a model or an argument that timm refuses, or a model without checkpointing.
+    """
+    name, args = spec.name, dict(spec.model_args)
+    if spec.dense and dense_architecture(name):
+        name = dense_architecture(name)
+        args = {key: value for key, value in args.items() if key not in MASA_ARGS}
+    if spec.img_size:
+        args['img_size'] = spec.img_size
+    model: Any = create_timm_model(name, args).to(spec.device)
+    if spec.checkpointing:
+        if not hasattr(model, 'set_grad_checkpointing'):
+            raise ValueError(f'{name!r} has no gradient checkpointing')
+        model.set_grad_checkpointing()
+    channels, *size = model.default_cfg['input_size']
+    size = to_2tuple(args.get('img_size') or size)
+    images = torch.randn(
+        spec.batch_size, args.get('in_chans') or channels, *size, device=spec.device
+    )
+    targets = torch.zeros(spec.batch_size, dtype=torch.long, device=spec.device)
+    return Subject(
+        ' '.join([name, *(f'{key}={value}' for key, value in args.items() if key != 'img_size')]),
+        model,
+        size,
+        loss=lambda model: nn.functional.cross_entropy(model(images), targets),
+        predict=lambda model: model(images),
+    )
+
+
+TIMM = Kind(timm_subject, check_timm)
+"""Models that `timm.create_model` knows."""

@@ -1,0 +1,106 @@
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import nn
+
+from masa_vit.benchmark import steps
+from masa_vit.benchmark.memory import peak_memory
+from masa_vit.benchmark.subjects import check_timm, timm_subject
+from masa_vit.benchmark.timing import time_pairs
+
+CPU = torch.device('cpu')
+
+
+def test_a_training_step_trains_and_its_parts_make_the_whole(spec):
+    subject = timm_subject(spec())
+    before = [parameter.detach().clone() for parameter in subject.model.parameters()]
+    seconds = steps.training_step(subject, CPU)()
+    assert seconds['training step'] == pytest.approx(
+        seconds['forward'] + seconds['backward'] + seconds['optimizer']
+    )
+    assert min(seconds.values()) > 0
+    changed = [
+        not torch.equal(parameter, value)
+        for parameter, value in zip(subject.model.parameters(), before, strict=True)
+    ]
+    assert all(changed)
+    assert all(parameter.grad is None for parameter in subject.model.parameters())
+
+
+@pytest.mark.parametrize(('dtype', 'expected'), [('fp32', torch.float32), ('bf16', torch.bfloat16)])
+def test_the_precision_is_that_asked_for(spec, dtype, expected):
+    subject = timm_subject(spec())
+    seen: list[tuple[torch.dtype, bool]] = []
+    subject.model.head.register_forward_hook(
+        lambda module, inputs, output: seen.append((output.dtype, module.training))
+    )
+    steps.training_step(subject, CPU, dtype)()
+    steps.evaluation(subject, subject.model, CPU, dtype)()
+    assert seen == [(expected, True), (expected, False)]
+
+
+def test_the_model_is_compiled_when_asked_for(spec, monkeypatch):
+    compiled: list[nn.Module] = []
+    monkeypatch.setattr(torch, 'compile', lambda model: compiled.append(model) or model)
+    subject = timm_subject(spec())
+    steps.training_step(subject, CPU, compiled=True)()
+    steps.evaluation(subject, subject.model, CPU, compiled=True)()
+    assert compiled == [subject.model] * 2
+
+
+def test_checkpointing_recomputes_the_blocks(spec):
+    subject = timm_subject(spec(checkpointing=True))
+    calls: list[nn.Module] = []
+    subject.model.blocks[0].mlp.fc1.register_forward_hook(lambda m, i, o: calls.append(m))
+    steps.training_step(subject, CPU)()
+    assert len(calls) == 2
+
+
+def test_reentrant_checkpointing_is_refused(spec, monkeypatch):
+    monkeypatch.setattr('masa_vit.benchmark.subjects.use_reentrant_ckpt', lambda: True)
+    check_timm(spec())
+    with pytest.raises(ValueError, match='TIMM_REENTRANT_CKPT'):
+        check_timm(spec(checkpointing=True))
+
+
+@pytest.mark.parametrize('coefficients', ['direct', 'mlp'])
+def test_a_loaded_file_gives_the_same_output(spec, monkeypatch, coefficients):
+    """Both loaders fill a dense model: its weights are spoilt first."""
+    filled: list[nn.Module] = []
+
+    def spoil(model: nn.Module) -> None:
+        filled.append(model)
+        with torch.no_grad():
+            for parameter in model.parameters():
+                parameter.fill_(7.0)
+
+    fold = steps.fold
+    monkeypatch.setattr(steps, 'fold', lambda model: (lambda m: (spoil(m), m)[1])(fold(model)))
+    ours, dense = (timm_subject(spec(coefficients=coefficients, dense=d)) for d in (False, True))
+    outputs = []
+    images = torch.randn(2, 3, 32, 32)
+    for subject in (ours, dense):
+        outputs.append(subject.model.eval()(images))
+    with steps.loading(ours, CPU) as load_ours, steps.loading(dense, CPU) as load_dense:
+        spoil(dense.model)
+        (row,) = time_pairs(load_ours, load_dense, 1)
+    assert row.what == 'load'
+    for model, output in zip(filled, outputs, strict=True):
+        torch.testing.assert_close(model.eval()(images), output, atol=1e-5, rtol=1e-4)
+
+
+def test_fold_and_compress_are_timed(spec):
+    subject = timm_subject(spec())
+    dense = timm_subject(spec(dense=True)).model
+    assert steps.num_atoms_of(subject.model) == 2
+    assert steps.folding(subject, CPU)()['fold'] > 0
+    assert steps.compressing(dense, 2, CPU)()['compress'] > 0
+
+
+def test_peak_memory_sees_the_activations(spec):
+    peak, added = peak_memory(timm_subject, spec(batch_size=256, dense=True))
+    # of each block, what its four linear maps and the GELU keep, and no more than ten times that
+    activations = 2 * 4 * 256 * 17 * 32 * (1 + 1 + 1 + 4 + 4)
+    assert activations < added < 10 * activations
+    assert peak - added > 2**26, 'less than torch itself needs'
