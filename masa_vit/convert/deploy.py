@@ -20,7 +20,7 @@ ModelT = TypeVar('ModelT', bound=nn.Module)
 
 _BANK = re.compile(r'banks\.(\w+)\.atoms')
 
-_CHUNK = 1 << 16
+_CHUNK = 1 << 17
 """Numbers of each weight that are composed at a time, so that they stay in the cache."""
 
 

@@ -23,7 +23,13 @@ from torch.nn import functional as F
 from masa_vit.layers.atoms import AtomBank
 from masa_vit.layers.autograd import JointLinear, Spec, compose_layers
 from masa_vit.layers.coefficients import coefficient_matrices
-from masa_vit.layers.context import autocast_dtype, cast_for, runs_eagerly, saving_is_watched
+from masa_vit.layers.context import (
+    autocast_dtype,
+    cast_for,
+    holds_data,
+    runs_eagerly,
+    saving_is_watched,
+)
 from masa_vit.layers.workspace import Lease
 
 if TYPE_CHECKING:
@@ -97,7 +103,8 @@ class _Pass:
         self._layers = layers
         self._keep = keep
         self._grad_enabled = torch.is_grad_enabled()
-        self._weights: dict[tuple[SharedLinear, torch.dtype | None], _Weight] = {}
+        # None: not composed in this pass
+        self._weights: dict[tuple[SharedLinear, torch.dtype | None], _Weight | None] = {}
         self._coefs: dict[Any, dict[str, torch.Tensor]] = {}
         self._token: Token[_Pass | None] | None = None
 
@@ -111,15 +118,16 @@ class _Pass:
     def apply(self, layer: SharedLinear, x: torch.Tensor) -> torch.Tensor | None:
         """Apply a layer; None if it is not part of this pass."""
         key = (layer, autocast_dtype(x))
-        weight = self._weights.get(key)
-        # a backward pass, run before the scope is left, may have put gradients in its place
-        if weight is None or (weight.lease is not None and weight.lease.spent):
+        if key not in self._weights:
             if layer not in self._layers:
                 return None
             # as when the pass began, not as in a region without gradients inside of it
             with torch.set_grad_enabled(self._grad_enabled):
                 self._compose(layer, key[1])
-            weight = self._weights[key]
+        weight = self._weights[key]
+        # a backward pass, run before the scope was left, may have put gradients in its place
+        if weight is None or (weight.lease is not None and weight.lease.spent):
+            return None
         value, lease, index = weight
         if lease is None or not torch.is_grad_enabled():
             return F.linear(x, value, layer.bias)
@@ -137,8 +145,12 @@ class _Pass:
         bank = layer.first_bank
         workspace = bank.workspace(key)
         made_of = layer.own_tensors(layers)
+        made_of += [tensor for other in layers for tensor in other.coef.tensors()]
+        if not all(holds_data(tensor) for tensor in made_of):
+            # FSDP gathers the parameters of a block only while the block runs
+            self._weights.update({(other, dtype): None for other in layers})
+            return
         if self._keep and not bank.training:
-            made_of += [tensor for other in layers for tensor in other.coef.tensors()]
             wants_grad = self._grad_enabled and any(t.requires_grad for t in made_of)
             may_keep = not wants_grad and not any(t.is_inference() for t in made_of)
         else:

@@ -25,6 +25,11 @@ def autocast_dtype(like: torch.Tensor) -> torch.dtype | None:
     return None if like.dtype == torch.float64 else torch.get_autocast_dtype(kind)
 
 
+def holds_data(tensor: torch.Tensor) -> bool:
+    """Whether this is no fake tensor of a tracer, and no shard of a distributed one."""
+    return type(tensor).__torch_dispatch__ is torch.Tensor.__torch_dispatch__
+
+
 def saving_is_watched() -> bool:
     """Whether somebody intercepts what autograd saves, as checkpointing and offloading do."""
     ask = getattr(torch._C._autograd, '_top_saved_tensors_default_hooks', None)
@@ -49,7 +54,7 @@ def runs_eagerly(x: torch.Tensor) -> bool:
     return (
         isinstance(x, torch.Tensor)
         and not torch.compiler.is_compiling()
-        and type(x).__torch_dispatch__ is torch.Tensor.__torch_dispatch__
+        and holds_data(x)
         and not torch.jit.is_tracing()
         and not torch._C._are_functorch_transforms_active()
         and forward_ad._current_level < 0

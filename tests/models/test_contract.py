@@ -6,13 +6,10 @@ import copy
 import io
 import pickle
 from collections.abc import Callable
-from pathlib import Path
 
 import pytest
 import safetensors.torch
-import timm
 import torch
-import torch.multiprocessing as mp
 from timm.models import get_notrace_functions, get_notrace_modules
 from timm.utils import ModelEmaV3
 from torch import nn
@@ -264,50 +261,3 @@ def test_functional_call_reaches_the_atoms(model, images):
     model(images).sum().backward()
     for name, param in model.named_parameters():
         torch.testing.assert_close(grads[name], param.grad)
-
-
-DDP_MODEL = {
-    'model_name': 'vit_tiny_masa_s2',
-    'coefficients': 'mlp',
-    'img_size': 32,
-    'patch_size': 8,
-    'embed_dim': 32,
-    'depth': 3,
-    'num_heads': 2,
-}
-
-
-def _train_rank(rank: int, port: int, folder: Path) -> None:
-    torch.set_num_threads(1)
-    torch.distributed.init_process_group(
-        'gloo', init_method=f'tcp://127.0.0.1:{port}', rank=rank, world_size=2
-    )
-    torch.manual_seed(0)
-    model = timm.create_model(**DDP_MODEL)
-    model.set_grad_checkpointing()
-    ddp = nn.parallel.DistributedDataParallel(model)
-    optimizer = torch.optim.SGD(ddp.parameters(), lr=0.1)
-    data = torch.randn(4, 3, 32, 32, generator=torch.Generator().manual_seed(1))
-    for _ in range(2):
-        optimizer.zero_grad()
-        ddp(data[2 * rank : 2 * rank + 2]).square().mean().backward()
-        optimizer.step()
-    torch.save(model.state_dict(), folder / f'{rank}.pth')
-    torch.distributed.destroy_process_group()
-
-
-def test_ddp_with_checkpointing_equals_one_process(free_port, tmp_path):
-    mp.spawn(_train_rank, (free_port, tmp_path), nprocs=2)
-    states = [torch.load(tmp_path / f'{rank}.pth') for rank in range(2)]
-
-    torch.manual_seed(0)
-    model = timm.create_model(**DDP_MODEL)
-    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
-    data = torch.randn(4, 3, 32, 32, generator=torch.Generator().manual_seed(1))
-    for _ in range(2):
-        optimizer.zero_grad()
-        model(data).square().mean().backward()
-        optimizer.step()
-    for name, value in model.state_dict().items():
-        assert torch.equal(states[0][name], states[1][name]), name
-        torch.testing.assert_close(states[0][name], value, atol=1e-5, rtol=1e-4)
