@@ -122,7 +122,7 @@ def matrix_pca(weights: Sequence[torch.Tensor], num_atoms: int) -> MatrixPCA:
     values, vectors = values.flip(0).clamp(min=0), vectors.flip(1)
     rank = int((values[:num_atoms] > values[0] * _ROUNDING).sum())
     scale = values[:rank].sqrt()
-    coef = torch.zeros(len(weights), num_atoms, dtype=torch.float64)
+    coef = torch.zeros(len(weights), num_atoms, dtype=torch.float64, device='cpu')
     coef[:, :rank] = vectors[:, :rank] * scale
 
     atoms = torch.empty(num_atoms, *first.shape, dtype=first.dtype, device=first.device)

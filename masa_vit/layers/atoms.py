@@ -91,15 +91,18 @@ class AtomBank(nn.Module):
 
     def refresh(self) -> None:
         """Drop the weights that are kept for evaluation; see `masa_vit.refresh`."""
-        self._workspaces.clear()
+        for workspace in self._workspaces.values():
+            workspace.kept = None
 
     def train(self, mode: bool = True) -> AtomBank:
         """Set the mode, and drop kept weights."""
         self.refresh()
+        if mode != self.training:
+            self._workspaces.clear()  # the buffer of the training steps, too
         return super().train(mode)
 
     def _apply(self, fn: Callable[..., Any], recurse: bool = True) -> AtomBank:
-        self.refresh()  # they would stay on the old device
+        self._workspaces.clear()  # it would stay on the old device
         return super()._apply(fn, recurse)
 
     def __getstate__(self) -> dict[str, Any]:

@@ -21,7 +21,7 @@ from typing import Any, NamedTuple
 import torch
 from torch.nn import functional as F
 
-from masa_vit.layers.context import no_autocast
+from masa_vit.layers.context import needs_plain_operations, no_autocast
 from masa_vit.layers.kernels import compose_rows, composition_gradients
 from masa_vit.layers.workspace import Lease
 
@@ -32,6 +32,10 @@ class Part(NamedTuple):
     start: int  # in elements of the flattened weight
     stop: int
     shared: bool
+
+    def of(self, weights: torch.Tensor) -> torch.Tensor:
+        """Cut this part out of flattened weights (L, out * in)."""
+        return weights.narrow(1, self.start, self.stop - self.start)
 
 
 class Spec(NamedTuple):
@@ -108,7 +112,7 @@ class _Composition(torch.autograd.Function):
         buffer = lease.buffer
         left = iter(tensors)
         for part in spec.parts:
-            rows = buffer[:, part.start : part.stop]
+            rows = part.of(buffer)
             if part.shared:
                 with no_autocast(buffer.device):
                     compose_rows(rows, next(left), next(left))
@@ -124,8 +128,8 @@ class _Composition(torch.autograd.Function):
         lease: Lease = ctx.lease
         tensors = ctx.held.get()
         needs = iter(ctx.needs_input_grad[2:])
-        differentiable = torch.is_grad_enabled()  # create_graph
-        in_place = not differentiable and all(
+        plain = any(needs_plain_operations(grad) for grad in grads if grad is not None)
+        in_place = not plain and all(
             grad is not None and grad.data_ptr() == row.data_ptr() and grad.is_contiguous()
             for grad, row in zip(grads, lease.buffer, strict=True)
         )
@@ -134,7 +138,7 @@ class _Composition(torch.autograd.Function):
         out: list[torch.Tensor | None] = []
         with no_autocast(flat.device):
             for part in ctx.spec.parts:
-                rows = flat[:, part.start : part.stop]
+                rows = part.of(flat)
                 if not part.shared:
                     for row in rows:
                         like, need = next(left), next(needs)
@@ -142,7 +146,7 @@ class _Composition(torch.autograd.Function):
                         out.append(row.to(like.dtype, copy=True).view_as(like) if need else None)
                     continue
                 coef, atoms = next(left), next(left)
-                out += _gradients(rows, coef, atoms, next(needs), next(needs))
+                out += _gradients(rows, coef, atoms, next(needs), next(needs), plain)
         if not any(lease.uses):  # else other parts of the graph still need weights
             lease.end()
         return (None, None, *out)
@@ -162,9 +166,10 @@ def _gradients(
     atoms: torch.Tensor,
     need_coef: bool,
     need_atoms: bool,
+    plain: bool,
 ) -> tuple[torch.Tensor | None, torch.Tensor | None]:
-    """`composition_gradients`, by operations that autograd can differentiate if it is to."""
-    if not torch.is_grad_enabled():
+    """`composition_gradients`; if `plain`, by operations that can be differentiated and batched."""
+    if not plain:
         return composition_gradients(grads, coef, atoms, need_coef, need_atoms)
     grads = grads.to(atoms.dtype)
     return grads @ atoms.flatten(1).T, (coef.T @ grads).view_as(atoms)
@@ -195,7 +200,7 @@ class JointLinear(torch.autograd.Function):
         (x,) = ctx.saved_tensors
         lease, index = ctx.lease, ctx.index
         need_x, need_weight, need_bias = ctx.needs_input_grad[:3]
-        kept = torch.is_grad_enabled() or _graph_is_kept()
+        kept = needs_plain_operations(grad) or _graph_is_kept() or not lease.spendable
         if torch.is_grad_enabled():  # create_graph: the weight enters another graph
             lease.never_end()
         last = need_weight and not kept and lease.uses[index] == 1
@@ -262,17 +267,20 @@ class LayerLinear(torch.autograd.Function):
             out: list[torch.Tensor | None] = []
             if not any(needs):
                 return (grad_x, grad_bias, None, *[None] * len(tensors))
-            flat = _weight_gradient(grad, x).view(1, -1)
+            flat = _weight_gradient(grad, x).reshape(1, -1)
+            plain = needs_plain_operations(grad)
             left, of = iter(tensors), iter(needs)
             for part in spec.parts:
-                rows = flat[:, part.start : part.stop]
+                rows = part.of(flat)
                 if part.shared:
                     coef, atoms = next(left), next(left)
-                    dc, da = _gradients(rows, coef[None], atoms, next(of), next(of))
-                    out += [None if dc is None else dc.view(-1), da]
+                    dc, da = _gradients(rows, coef[None], atoms, next(of), next(of), plain)
+                    out += [None if dc is None else dc.reshape(-1), da]
                 else:
                     like = next(left)
-                    out.append(rows.to(like.dtype).view_as(like) if next(of) else None)
+                    # a copy, for a view would keep the gradient of the whole weight
+                    grad_rows = rows.to(like.dtype, copy=True).view_as(like)
+                    out.append(grad_rows if next(of) else None)
         return (grad_x, grad_bias, None, *out)
 
 
@@ -291,7 +299,7 @@ def compose_layer(spec: Spec, tensors: Sequence[torch.Tensor]) -> torch.Tensor:
     weight = tensors[0].new_empty(1, spec.shape[0] * spec.shape[1], dtype=spec.dtype)
     with no_autocast(weight.device):
         for part in spec.parts:
-            rows = weight[:, part.start : part.stop]
+            rows = part.of(weight)
             if part.shared:
                 compose_rows(rows, next(left)[None], next(left))
             else:

@@ -176,13 +176,13 @@ class CoefficientGenerator(nn.Module):
         """
         if self.fc1.weight.is_meta:
             return
-        hidden = embeddings.double().cpu()  # no QR in half precision, no least-norm lstsq on CUDA
+        hidden = embeddings.cpu().double()  # no QR in half precision, no least-norm lstsq on CUDA
         for layer in (self.fc1, self.fc2):
             drawn = torch.empty(layer.weight.shape, dtype=torch.float64, device='cpu')
             layer.weight.copy_(nn.init.orthogonal_(drawn, gain=2**0.5))
             nn.init.zeros_(layer.bias)
-            hidden = F.gelu(hidden @ layer.weight.double().cpu().T)
-        solution = torch.linalg.lstsq(hidden, targets.double().cpu(), driver='gelsd').solution
+            hidden = F.gelu(hidden @ layer.weight.cpu().double().T)
+        solution = torch.linalg.lstsq(hidden, targets.cpu().double(), driver='gelsd').solution
         self.fc3.weight.copy_(solution.T)
         nn.init.zeros_(self.fc3.bias)
 

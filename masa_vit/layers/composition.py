@@ -30,7 +30,7 @@ from masa_vit.layers.context import (
     runs_eagerly,
     saving_is_watched,
 )
-from masa_vit.layers.workspace import Lease
+from masa_vit.layers.workspace import Kept, Lease
 
 if TYPE_CHECKING:
     from masa_vit.layers.sharing import SharedLinear
@@ -55,8 +55,11 @@ def composing(
 
     Weights are kept only in evaluation mode, and only where no gradient of them is asked for. They
     are composed anew after anything that autograd sees change a parameter or buffer: optimizer
-    steps, loading, edits in place; and after `train()`, `eval()`, `to()`. Two things cannot be seen,
-    and need `refresh`: writing through `.data`, and the step of a fused optimizer in evaluation mode.
+    steps, loading, edits in place; and after `train()`, `eval()`, `to()`, and a pass with gradients.
+    What does not move a tensor's version cannot be seen, and needs `refresh`: writing through
+    `.data` or numpy, collectives (`broadcast`, `all_reduce`) and other processes.
+
+    The coefficients of a block that is not called in a pass with gradients get zeros, not None.
 
     Args:
         blocks: The blocks of the pass.
@@ -76,8 +79,9 @@ def composing(
 def refresh(module: nn.Module) -> None:
     """Drop the composed weights that the banks in `module` keep for evaluation.
 
-    Needed only after a change that autograd does not see: writing through `.data`, or the step of an
-    optimizer with `fused=True` while the model is in evaluation mode.
+    Needed only after a change in evaluation mode that autograd does not see: writing through `.data`
+    or numpy, collectives (`broadcast`, `all_reduce`), other processes, and the step of an optimizer
+    with `fused=True` that no forward pass with gradients preceded since the last evaluation.
     """
     for child in module.modules():
         if isinstance(child, AtomBank):
@@ -117,6 +121,9 @@ class _Pass:
 
     def apply(self, layer: SharedLinear, x: torch.Tensor) -> torch.Tensor | None:
         """Apply a layer; None if it is not part of this pass."""
+        grad_enabled = torch.is_grad_enabled()
+        if grad_enabled and not self._grad_enabled:
+            return None  # what was composed without gradients has none to give
         key = (layer, autocast_dtype(x))
         if key not in self._weights:
             if layer not in self._layers:
@@ -129,10 +136,15 @@ class _Pass:
         if weight is None or (weight.lease is not None and weight.lease.spent):
             return None
         value, lease, index = weight
-        if lease is None or not torch.is_grad_enabled():
+        if not grad_enabled:
             return F.linear(x, value, layer.bias)
-        if value.numel() <= _SMALL and not saving_is_watched():
+        watched = saving_is_watched()
+        if lease is None:
+            # a checkpoint must find the same saved now and when this layer is recomputed alone
+            return None if watched else F.linear(x, value, layer.bias)
+        if value.requires_grad and value.numel() <= _SMALL and not watched:
             lease.uses[index] += 1  # until the graph is gone
+            lease.spendable = False  # autograd has saved a view of the buffer
             return F.linear(x, value, layer.bias)
         x, bias = cast_for(value.dtype, x, layer.bias)
         return JointLinear.apply(x, value, bias, lease, index)
@@ -150,22 +162,17 @@ class _Pass:
             # FSDP gathers the parameters of a block only while the block runs
             self._weights.update({(other, dtype): None for other in layers})
             return
-        if self._keep and not bank.training:
-            wants_grad = self._grad_enabled and any(t.requires_grad for t in made_of)
-            may_keep = not wants_grad and not any(t.is_inference() for t in made_of)
-        else:
-            may_keep = False
         lease = None
-        if may_keep:
-            stamp = (spec, *[(id(t), t.data_ptr(), t._version) for t in made_of])
+        if self._keep and not bank.training and self._may_keep(made_of):
             kept = workspace.kept
-            if kept is None or kept[0] != stamp:
+            if kept is None or not kept.is_of(spec, made_of):
                 # the old ones are freed before there are new ones
                 kept = workspace.kept = None
                 with torch.inference_mode(False), torch.no_grad():
-                    kept = workspace.kept = (stamp, compose_stack(layers, spec))
-            weights = kept[1]
+                    kept = workspace.kept = Kept(spec, made_of, compose_stack(layers, spec))
+            weights = kept.weights
         else:
+            workspace.kept = None  # a step is to follow, and may be one that cannot be seen
             shape = (len(layers), spec.shape[0] * spec.shape[1])
             lease = workspace.lease(shape, spec.dtype, made_of[0].device)
             sources = tuple(other.coef for other in layers)
@@ -174,6 +181,14 @@ class _Pass:
             weights = compose_layers(lease, spec, stack_tensors(layers, self._coefs[sources]))
         for index, (other, weight) in enumerate(zip(layers, weights, strict=True)):
             self._weights[other, dtype] = _Weight(weight, lease, index)
+
+    def _may_keep(self, made_of: Sequence[torch.Tensor]) -> bool:
+        """Whether changes of these tensors can be seen, and nobody asks for their gradients."""
+        if self._grad_enabled and any(tensor.requires_grad for tensor in made_of):
+            return False
+        if made_of[0].is_cuda and torch.cuda.is_current_stream_capturing():
+            return False  # a graph that is replayed must compose again
+        return not any(tensor.is_inference() for tensor in made_of)
 
 
 _current: ContextVar[_Pass | None] = ContextVar('masa_vit_pass', default=None)

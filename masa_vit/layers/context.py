@@ -30,6 +30,14 @@ def holds_data(tensor: torch.Tensor) -> bool:
     return type(tensor).__torch_dispatch__ is torch.Tensor.__torch_dispatch__
 
 
+def needs_plain_operations(grad: torch.Tensor) -> bool:
+    """Whether a backward pass is itself differentiated, or runs on a batch of gradients."""
+    is_batched = getattr(torch._C._functorch, 'is_legacy_batchedtensor', lambda tensor: False)
+    return (
+        torch.is_grad_enabled() or torch._C._are_functorch_transforms_active() or is_batched(grad)
+    )
+
+
 def saving_is_watched() -> bool:
     """Whether somebody intercepts what autograd saves, as checkpointing and offloading do."""
     ask = getattr(torch._C._autograd, '_top_saved_tensors_default_hooks', None)

@@ -39,7 +39,9 @@ class SharedLinear(nn.Module):
 
     Banks and coefficients belong to the model and the block. A layer or block copied or moved by
     itself takes a copy of its banks along, respectively leaves them where they are: copy and move
-    whole models. `torch.nn.DataParallel` does not, so use DistributedDataParallel.
+    whole models. For the same reason another bank is not put in place by assigning it to the model
+    (write into `bank.atoms`), nor another source of coefficients without
+    `draw_on`. `torch.nn.DataParallel` does not copy whole models, so use DistributedDataParallel.
     """
 
     def __init__(
@@ -150,7 +152,7 @@ class SharedLinear(nn.Module):
     @property
     def stack_key(self) -> Hashable:
         """Equal for layers whose weights are composed from the same banks in the same way."""
-        return (self.names, self._banks)
+        return (self.names, *map(id, self._banks))  # no cycle through what the banks keep
 
     def own_tensors(self, stack: Sequence[SharedLinear]) -> list[torch.Tensor]:
         """Return what the weights of a stack are made of, besides the coefficients."""

@@ -2,16 +2,38 @@
 
 from __future__ import annotations
 
-from typing import Any
+import weakref
+from collections.abc import Hashable, Sequence
 
 import torch
+
+
+class Kept:
+    """The composed weights of a stack, and what they were composed from."""
+
+    def __init__(
+        self, spec: Hashable, made_of: Sequence[torch.Tensor], weights: tuple[torch.Tensor, ...]
+    ) -> None:
+        self.weights = weights
+        self._spec = spec
+        self._tensors = [weakref.ref(tensor) for tensor in made_of]
+        self._state = [(tensor.data_ptr(), tensor._version) for tensor in made_of]
+
+    def is_of(self, spec: Hashable, made_of: Sequence[torch.Tensor]) -> bool:
+        """Whether these are the same tensors with the same values, as far as torch can tell."""
+        return (
+            self._spec == spec
+            and len(self._tensors) == len(made_of)
+            and all(ref() is tensor for ref, tensor in zip(self._tensors, made_of, strict=True))
+            and self._state == [(tensor.data_ptr(), tensor._version) for tensor in made_of]
+        )
 
 
 class Workspace:
     """What a bank keeps for the layers that draw on it: never saved, copied or pickled."""
 
     def __init__(self) -> None:
-        self.kept: tuple[Any, tuple[torch.Tensor, ...]] | None = None  # key, weights: evaluation
+        self.kept: Kept | None = None  # for evaluation
         self._buffer: torch.Tensor | None = None  # of a joint pass that is over
 
     def lease(self, shape: tuple[int, int], dtype: torch.dtype, device: torch.device) -> Lease:
@@ -40,6 +62,7 @@ class Lease:
         self.buffer = buffer
         self.uses = [0] * len(buffer)  # of each weight, not yet differentiated
         self.spent = False
+        self.spendable = True
         self._workspace = workspace
 
     def spend(self, index: int) -> torch.Tensor:

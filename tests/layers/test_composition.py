@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from contextlib import nullcontext
 
 import pytest
 import torch
@@ -92,6 +93,44 @@ def test_backward_twice(composition, choice, x):
         with pytest.raises(RuntimeError, match='second time'):
             loss.backward()
     assert_same_gradients(model, plain)
+
+
+def test_frozen_weights_and_two_graphs(composition, x):
+    """Nothing of the composition is in these graphs, and they need the weights all the same."""
+    model, plain = twins(composition)
+    for m in (model, plain):
+        m.banks.requires_grad_(False)
+        for block in m.blocks:
+            block.coef.requires_grad_(False)
+        inputs = x.clone().requires_grad_()
+        first, second = m(inputs), m(inputs + 1)
+        (first.square().sum() + second.sum()).backward()
+        m.got = inputs.grad
+    torch.testing.assert_close(model.got, plain.got)
+
+
+def test_gradients_wanted_inside_a_pass_without(composition, x):
+    model, plain = twins(composition)
+    for m in (model, plain):
+        scope = composing(m.blocks, LAYOUT, x, composition) if m is model else nullcontext()
+        with torch.no_grad(), scope:
+            out = m.blocks[0](x)
+            with torch.enable_grad():
+                out = m.blocks[1](out)
+        out.square().sum().backward()
+    torch.testing.assert_close(model.banks['q'].atoms.grad, plain.banks['q'].atoms.grad)
+
+
+def test_a_batch_of_gradients(composition, choice, x):
+    model, plain = twins(composition, **choice)
+    jacobians = []
+    for m in (model, plain):
+        out = m(x)[0, 0]
+        params = [p for p in m.parameters() if p.requires_grad]
+        jacobians.append(
+            torch.autograd.grad(out, params, torch.eye(8).double(), is_grads_batched=True)
+        )
+    torch.testing.assert_close(*jacobians)
 
 
 def test_two_forwards_before_the_backwards(composition, choice, x):
@@ -186,6 +225,18 @@ def test_blocks_checkpointed_by_the_caller(composition, choice, use_reentrant, x
         out = inputs
         for block in model.blocks:
             out = checkpoint(block, out, use_reentrant=use_reentrant)
+    out.square().sum().backward()
+    plain(x).square().sum().backward()
+    assert_same_gradients(model, plain)
+
+
+def test_every_other_block_checkpointed(composition, choice, x):
+    """Some layers are watched while they save, others are not; all weights lie in one buffer."""
+    model, plain = twins(composition, **choice)
+    with composing(model.blocks, LAYOUT, x, composition):
+        out = x
+        for index, block in enumerate(model.blocks):
+            out = checkpoint(block, out, use_reentrant=False) if index % 2 else block(out)
     out.square().sum().backward()
     plain(x).square().sum().backward()
     assert_same_gradients(model, plain)

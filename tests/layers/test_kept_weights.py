@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import copy
+import gc
 import io
 import pickle
+import weakref
 from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 import torch
-from stacks import CHOICES, Stack
+from stacks import CHOICES, LAYOUT, Stack
+from torch.utils.checkpoint import checkpoint
 
-from masa_vit.layers import refresh
+from masa_vit.layers import composing, refresh
 
 
 @pytest.fixture(params=CHOICES)
@@ -27,7 +30,7 @@ def x() -> torch.Tensor:
 def kept(model: Stack) -> list[torch.Tensor]:
     """The weights that the banks keep now."""
     workspaces = [w for bank in model.banks.values() for w in bank._workspaces.values()]
-    return [weight for w in workspaces if w.kept is not None for weight in w.kept[1]]
+    return [weight for w in workspaces if w.kept is not None for weight in w.kept.weights]
 
 
 @torch.no_grad()
@@ -154,6 +157,44 @@ def test_a_training_loop_needs_no_refresh(x):
         optimizer.zero_grad()
         model.eval()
         evaluate(model, x)
+
+
+def test_a_training_step_in_evaluation_mode(x):
+    """A forward pass with gradients announces the step, though that of a fused optimizer is not seen."""
+    model = Stack().double().eval()
+    before = evaluate(model, x)
+    optimizer = torch.optim.AdamW(model.parameters(), lr=0.1, fused=True)
+    model(x).square().sum().backward()
+    optimizer.step()
+    assert not torch.allclose(evaluate(model, x), before)
+
+
+def test_recomputed_frozen_blocks(x):
+    """What is saved in the pass and when a block is recomputed alone must be the same."""
+    model = Stack().double().eval().requires_grad_(False)
+    evaluate(model, x)
+    inputs = x.clone().requires_grad_()
+    with composing(model.blocks, LAYOUT, inputs):
+        out = inputs
+        for block in model.blocks:
+            out = checkpoint(block, out, use_reentrant=False)
+    out.square().sum().backward()
+    expected = x.clone().requires_grad_()
+    model.plain(expected).square().sum().backward()
+    torch.testing.assert_close(inputs.grad, expected.grad)
+
+
+def test_a_model_is_freed_when_it_is_deleted(x):
+    model = Stack().double().eval()
+    evaluate(model, x)
+    model.train()(x).sum().backward()
+    atoms = weakref.ref(model.banks['q'].atoms)
+    gc.disable()  # which would find a cycle
+    try:
+        del model
+        assert atoms() is None
+    finally:
+        gc.enable()
 
 
 def test_gradients_in_evaluation_mode(model, x):
