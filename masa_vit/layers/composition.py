@@ -13,7 +13,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from contextvars import ContextVar, Token
-from operator import attrgetter
+from functools import reduce
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
@@ -69,11 +69,15 @@ def composing(
     """
     if composition == 'layerwise' or not runs_eagerly(x):
         return nullcontext()
-    finders = [attrgetter(path) for path in paths]
-    linears = [find(block) for block in blocks for find in finders]
-    # a stack may have linear maps that nothing is shared of
-    shared = [linear for linear in linears if not isinstance(linear, nn.Linear)]
+    steps = [path.split('.') for path in paths]
+    linears = [reduce(_child, names, block) for block in blocks for names in steps]
+    # others are dense, or have been wrapped: then what is inside composes for itself
+    shared: list[Any] = [linear for linear in linears if hasattr(type(linear), 'stack_key')]
     return _Pass(shared, keep=composition == 'kept')
+
+
+def _child(module: Any, name: str) -> Any:
+    return getattr(module, name, None)
 
 
 def refresh(module: nn.Module) -> None:

@@ -71,6 +71,19 @@ def test_a_block_alone_gives_the_same(composition, x):
     torch.testing.assert_close(alone, model(x))
 
 
+def test_a_layer_that_is_wrapped_composes_for_itself(composition, x):
+    """As adapters do it."""
+    model, plain = twins(composition)
+    model.blocks[1].up = nn.Sequential(model.blocks[1].up)
+    model.blocks[2].qkv = nn.ModuleDict({'inner': model.blocks[2].qkv})
+    model.blocks[2].forward = lambda x: x
+    plain.blocks[2].forward = lambda x: x
+    for m in (model, plain):
+        m(x).square().sum().backward()
+    for got, want in zip(model.banks.parameters(), plain.banks.parameters(), strict=True):
+        torch.testing.assert_close(got.grad, want.grad)
+
+
 @pytest.mark.parametrize('choice', ['direct', 'mlp', 'mixed'])
 def test_gradcheck(composition, choice):
     model = Stack(composition, **CHOICES[choice]).double()
