@@ -146,9 +146,9 @@ class MasaVisionTransformer(VisionTransformer):
         Args:
             composition: 'kept' (default, fastest): the weights of all layers at once in each
                 forward pass; in evaluation they are kept until a parameter changes (see
-                `masa_vit.refresh` for the two changes that cannot be seen). 'joint': the same, and
-                never kept. 'layerwise' (smallest): each layer's when it is called, and once more in
-                the backward pass, never more than one at a time.
+                `masa_vit.refresh` for changes that cannot be seen). 'joint': the same, and never
+                kept. 'layerwise' (smallest): each layer's when it is called, and once more in the
+                backward pass, never more than one at a time.
 
         Raises:
             ValueError: For another value.

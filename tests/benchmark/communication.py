@@ -41,9 +41,9 @@ def count_bytes(kind: str, model: nn.Module, images: torch.Tensor) -> dict[str, 
     if kind == 'ddp':
         model = nn.parallel.DistributedDataParallel(model)
 
-        def hook(_: Any, bucket: dist.GradBucket) -> torch.futures.Future[torch.Tensor]:
+        def hook(_, bucket):  # DDP refuses annotations that are strings
             add('all-reduce', bucket.buffer())
-            done: torch.futures.Future[torch.Tensor] = torch.futures.Future()
+            done = torch.futures.Future()
             done.set_result(bucket.buffer())
             return done
 

@@ -131,16 +131,16 @@ def draw(results: list[dict], path: Path) -> None:
         added = [100 * result['composition'] / v for v in whole.values()]
         net = [100 * (result['composition'] - result['adamw_saved']) / v for v in whole.values()]
         style = ':' if extrapolated else '-'
-        ax.plot(list(whole), added, style, color=color, marker='o', ms=4)
-        ax.plot(list(whole), net, style, color=color, marker='s', ms=4, mfc='none')
-        ax.annotate(
-            label + (' (steps by FLOPs)' if extrapolated else ''),
-            (next(iter(whole)), added[0]),
-            xytext=(6, 4),
-            textcoords='offset points',
-            fontsize=7,
+        ax.plot(
+            list(whole),
+            added,
+            style,
             color=color,
+            marker='o',
+            ms=4,
+            label=label + (' (step by FLOPs)' if extrapolated else ''),
         )
+        ax.plot(list(whole), net, style, color=color, marker='s', ms=4, mfc='none')
     ax.axhline(0, color='black', lw=0.8)
     ax.set(
         xscale='log',
@@ -150,7 +150,8 @@ def draw(results: list[dict], path: Path) -> None:
         ylabel='% of the dense training step',
         title='Composition (filled), and less the AdamW that it spares (hollow)',
     )
-    fig.savefig(path, dpi=150)
+    ax.legend(fontsize=8)
+    fig.savefig(path, dpi=110)
 
 
 def main() -> None:
