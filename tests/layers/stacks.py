@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import copy
+
 import torch
 from torch import nn
 from torch.nn import functional as F
@@ -70,3 +72,21 @@ class Stack(nn.Module):
         finally:
             SharedLinear.forward = saved
         return x
+
+
+def twins(composition: str, dtype=torch.float64, **choice) -> tuple[Stack, Stack]:
+    """A model, and its copy that composes by ordinary operations."""
+    model = Stack(composition, **choice).to(dtype)
+    plain = copy.deepcopy(model)
+    plain.composition = 'plain'
+    return model, plain
+
+
+def gradients(model: nn.Module) -> dict[str, torch.Tensor]:
+    grads = {name: p.grad for name, p in model.named_parameters()}
+    assert all(g is not None for g in grads.values())
+    return grads
+
+
+def assert_same_gradients(model: nn.Module, plain: nn.Module) -> None:
+    torch.testing.assert_close(gradients(model), gradients(plain))
