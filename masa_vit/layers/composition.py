@@ -114,6 +114,7 @@ class _Pass:
         # None: not composed in this pass
         self._weights: dict[tuple[SharedLinear, torch.dtype | None], _Weight | None] = {}
         self._coefs: dict[Any, dict[str, torch.Tensor]] = {}
+        self._coef_tensors: dict[Any, list[torch.Tensor]] = {}
         self._token: Token[_Pass | None] | None = None
 
     def __enter__(self) -> None:
@@ -160,8 +161,11 @@ class _Pass:
         spec = layer.spec(dtype)
         bank = layer.first_bank
         workspace = bank.workspace(key)
-        made_of = layer.own_tensors(layers)
-        made_of += [tensor for other in layers for tensor in other.coef.tensors()]
+        sources = tuple(other.coef for other in layers)
+        if sources not in self._coef_tensors:  # a block's stacks have one source
+            tensors = [tensor for source in sources for tensor in source.tensors()]
+            self._coef_tensors[sources] = list(dict.fromkeys(tensors))
+        made_of = layer.own_tensors(layers) + self._coef_tensors[sources]
         if not all(holds_data(tensor) for tensor in made_of):
             # FSDP gathers the parameters of a block only while the block runs
             self._weights.update({(other, dtype): None for other in layers})
@@ -179,7 +183,6 @@ class _Pass:
             workspace.kept = None  # a step is to follow, and may be one that cannot be seen
             shape = (len(layers), spec.shape[0] * spec.shape[1])
             lease = workspace.lease(shape, spec.dtype, made_of[0].device)
-            sources = tuple(other.coef for other in layers)
             if sources not in self._coefs:
                 self._coefs[sources] = coefficient_matrices(sources)
             weights = compose_layers(lease, spec, stack_tensors(layers, self._coefs[sources]))
