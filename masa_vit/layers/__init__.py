@@ -13,7 +13,8 @@ from masa_vit.layers.coefficients import (
 )
 from masa_vit.layers.composition import COMPOSITIONS, composing, refresh
 from masa_vit.layers.conversion import bake_coefficients, fold_linears
-from masa_vit.layers.sharing import COEFFICIENT_KINDS, SharedLinear, share_linears
+from masa_vit.layers.linear import SharedLinear
+from masa_vit.layers.sharing import COEFFICIENT_KINDS, share_linears
 
 __all__ = [
     'COEFFICIENT_KINDS',

@@ -33,7 +33,7 @@ from masa_vit.layers.context import (
 from masa_vit.layers.workspace import Kept, Lease
 
 if TYPE_CHECKING:
-    from masa_vit.layers.sharing import SharedLinear
+    from masa_vit.layers.linear import SharedLinear
 
 COMPOSITIONS = ('kept', 'joint', 'layerwise')
 """How a model composes, from the fastest to the smallest.

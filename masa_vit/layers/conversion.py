@@ -12,7 +12,7 @@ from masa_vit.layers.coefficients import (
     MlpCoefficients,
 )
 from masa_vit.layers.composition import composed_weights
-from masa_vit.layers.sharing import SharedLinear
+from masa_vit.layers.linear import SharedLinear
 
 
 def bake_coefficients(module: nn.Module) -> None:
