@@ -8,7 +8,9 @@ from collections.abc import Mapping
 import torch
 from torch import nn
 
-from masa_vit.layers import CoefficientGenerator, CoefficientSource
+from masa_vit.layers import CoefficientGenerator, CoefficientSource, parse_bank_name
+
+_BANK_KEY = re.compile(r'^(?:.*\.)?banks\.(?P<name>\w+)\.atoms$')
 
 _COEF_KEY = re.compile(r'^(?P<stack>(?:.*\.)?)(?P<layer>\d+)\.coef\.(?P<name>\w+)$')
 
@@ -20,15 +22,44 @@ def coefficients(source: nn.Module | Mapping[str, torch.Tensor]) -> dict[str, to
         source: A model, any module that holds one, or a state dict (no configuration needed).
 
     Returns:
-        Projection name -> C (L, S), detached, float32, on the CPU. Empty if nothing is shared.
+        Projection name -> C (L, S), detached, float32, on the CPU. Where groups of layers have banks
+        of their own, S counts the atoms of all groups, those of the first group first; a layer has
+        zeros for the others'. Empty if nothing is shared.
 
     Raises:
         ValueError: If `source` holds several models that share (a student and its teacher).
     """
+    rows = coefficient_rows(source)
+    state = source if isinstance(source, Mapping) else source.state_dict(keep_vars=True)
+    banks = [parse_bank_name(match['name']) for key in state if (match := _BANK_KEY.match(key))]
+    return {
+        # a bank is named by the letters of its projections
+        name: _place(of_name, sorted(layers for key, layers in banks if layers and name in key))
+        for name, of_name in rows.items()
+    }
+
+
+def _place(rows: list[torch.Tensor], groups: list[tuple[int, ...]]) -> torch.Tensor:
+    """C (L, S) with the coefficients of each group of layers in columns of their own."""
+    if not groups:
+        return torch.stack(rows)
+    numbers = [rows[layers[0]].numel() for layers in groups]
+    coef = rows[0].new_zeros(len(rows), sum(numbers))
+    for layers, columns in zip(groups, coef.split(numbers, dim=1), strict=True):
+        for layer in layers:
+            columns[layer] = rows[layer]
+    return coef
+
+
+def coefficient_rows(
+    source: nn.Module | Mapping[str, torch.Tensor],
+) -> dict[str, list[torch.Tensor]]:
+    """Return the coefficients of every layer: projection name -> L rows (S,), as `coefficients`.
+
+    S differs between the rows where groups of layers do.
+    """
     rows = _rows_of_module(source) if isinstance(source, nn.Module) else _rows_of_dict(source)
-    if not rows:
-        return {}
-    return {name: torch.stack([row[name].cpu().float() for row in rows]) for name in rows[0]}
+    return {name: [row[name].cpu().float() for row in rows] for name in (rows[0] if rows else ())}
 
 
 def _rows_of_module(module: nn.Module) -> list[dict[str, torch.Tensor]]:
@@ -66,8 +97,8 @@ def _generator_of_state_dict(state_dict: Mapping[str, torch.Tensor]) -> Coeffici
     for key, value in state_dict.items():
         if match := re.match(r'^(?:.*\.)?generator\.(fc\d\.\w+)$', key):
             weights[match[1]] = value
-        elif match := re.match(r'^(?:.*\.)?banks\.(\w+)\.atoms$', key):
-            num_atoms.update(dict.fromkeys(match[1], value.shape[0]))
+        elif match := _BANK_KEY.match(key):
+            num_atoms.update(dict.fromkeys(parse_bank_name(match['name'])[0], value.shape[0]))
     hidden_dim, embed_dim = weights['fc1.weight'].shape
     ordered = {name: num_atoms[name] for name in sorted(num_atoms, key='qkvo'.find)}
     generator = CoefficientGenerator(ordered, embed_dim, hidden_dim, device='meta')

@@ -13,12 +13,8 @@ from torch import nn
 
 from masa_vit.convert.record import masa_record, vit_args
 from masa_vit.layers import AtomBank, SharedLinear, share_linears
-from masa_vit.models.vision_transformer_masa import (
-    LAYOUT,
-    PROJECTIONS,
-    MasaVisionTransformer,
-    parse_projections,
-)
+from masa_vit.models.sharing_args import LAYOUT, PROJECTIONS, parse_projections
+from masa_vit.models.vision_transformer_masa import MasaVisionTransformer
 
 _logger = logging.getLogger(__name__)
 

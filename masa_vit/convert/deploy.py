@@ -11,10 +11,10 @@ import torch
 from timm.models.vision_transformer import VisionTransformer
 from torch import nn
 
-from masa_vit.analysis.extract import coefficients
-from masa_vit.layers import SharedLinear
+from masa_vit.analysis.extract import coefficient_rows
+from masa_vit.layers import SharedLinear, parse_bank_name
 from masa_vit.models import read_state_dict
-from masa_vit.models.vision_transformer_masa import LAYOUT
+from masa_vit.models.sharing_args import LAYOUT
 
 ModelT = TypeVar('ModelT', bound=nn.Module)
 
@@ -47,12 +47,7 @@ def load_folded(model: ModelT, source: str | Path) -> ModelT:
     """
     vit = _check_model(model)
     state = read_state_dict(source)
-    banks = {
-        name: value
-        for key, value in state.items()
-        if (match := _BANK.fullmatch(key))
-        for name in match[1]
-    }
+    banks = _banks(state, len(vit.blocks))
     if not banks:
         raise ValueError(
             f'{str(source)!r} is not the file of a MASA model: it has no banks.*.atoms, but '
@@ -63,21 +58,37 @@ def load_folded(model: ModelT, source: str | Path) -> ModelT:
     for key, value in state.items():
         if key in own:
             own[key].copy_(value)
-    coef = coefficients(state)
+    coef = coefficient_rows(state)
     for path, names in LAYOUT.items():
         for index, name in enumerate(names):
             rows = [
                 own[f'blocks.{layer}.{path}.weight'].chunk(len(names))[index]
                 for layer in range(len(vit.blocks))
             ]
-            if name in banks:
-                _compose_into(rows, banks[name], coef[name])
-            else:
-                for layer, row in enumerate(rows):
-                    key = f'blocks.{layer}.{path}.dense_{name}'
-                    if key in state:  # else the whole linear is dense, and copied above
-                        row.copy_(state[key])
+            for atoms, layers in banks.get(name, []):
+                mix = torch.stack([coef[name][layer] for layer in layers])
+                _compose_into([rows[layer] for layer in layers], atoms, mix)
+            for layer, row in enumerate(rows):
+                linear = f'blocks.{layer}.{path}'
+                if f'{linear}.dense_{name}' in state:  # else shared, or the whole linear is dense
+                    row.copy_(state[f'{linear}.dense_{name}'])
+                if f'{linear}.up_{name}' in state:
+                    up, down = (state[f'{linear}.{part}_{name}'].to(row) for part in ('up', 'down'))
+                    row += up @ down
     return model
+
+
+def _banks(
+    state: Mapping[str, torch.Tensor], depth: int
+) -> dict[str, list[tuple[torch.Tensor, tuple[int, ...]]]]:
+    """Projection -> the atoms (S, out, in) that there are for it, each with its layers."""
+    banks: dict[str, list[tuple[torch.Tensor, tuple[int, ...]]]] = {}
+    for key, atoms in state.items():
+        if match := _BANK.fullmatch(key):
+            names, layers = parse_bank_name(match[1])
+            for name in names:
+                banks.setdefault(name, []).append((atoms, layers or tuple(range(depth))))
+    return banks
 
 
 def _compose_into(rows: Sequence[torch.Tensor], atoms: torch.Tensor, coef: torch.Tensor) -> None:
@@ -121,7 +132,7 @@ def _check_fit(
     model: Any,
     own: Mapping[str, torch.Tensor],
     state: Mapping[str, torch.Tensor],
-    banks: Mapping[str, torch.Tensor],
+    banks: Mapping[str, Sequence[tuple[torch.Tensor, tuple[int, ...]]]],
     source: str,
 ) -> None:
     """Raise ValueError unless the file holds the model's tensors, and atoms for those composed."""
@@ -157,27 +168,36 @@ def _expected_shapes(
     own: Mapping[str, torch.Tensor],
     depth: int,
     found: Mapping[str, tuple[int, ...]],
-    banks: Mapping[str, torch.Tensor],
+    banks: Mapping[str, Sequence[tuple[torch.Tensor, tuple[int, ...]]]],
 ) -> dict[str, tuple[int, ...]]:
     """Names and shapes in a file that folds to the state dict `own`, sharing as this one does."""
     expected = {key: tuple(value.shape) for key, value in own.items()}
     part_of = {}  # projection -> (out, in)
     for path, names in LAYOUT.items():
         out_features, in_features = expected[f'blocks.0.{path}.weight']
-        part_of.update(dict.fromkeys(names, (out_features // len(names), in_features)))
+        rows = out_features // len(names)
+        part_of.update(dict.fromkeys(names, (rows, in_features)))
         for layer in range(depth) if set(names) & set(banks) else ():
-            del expected[f'blocks.{layer}.{path}.weight']
+            linear = f'blocks.{layer}.{path}'
+            del expected[f'{linear}.weight']
             for name in set(names) - set(banks):
-                expected[f'blocks.{layer}.{path}.dense_{name}'] = part_of[name]
+                expected[f'{linear}.dense_{name}'] = part_of[name]
+            for name in names:
+                if rank := found.get(f'{linear}.up_{name}', (0, 0))[-1]:
+                    expected[f'{linear}.up_{name}'] = (rows, rank)
+                    expected[f'{linear}.down_{name}'] = (rank, in_features)
     for key in filter(_BANK.fullmatch, found):
-        for name in key.split('.')[1]:
+        for name in parse_bank_name(key.split('.')[1])[0]:
             if name in part_of:
                 expected[key] = (found[key][0], *part_of[name])
     from_mlp = any(key.startswith('generator.') for key in found)
-    for layer in range(depth):
-        for name in ['embedding'] if from_mlp else banks:
-            key = f'blocks.{layer}.coef.{name}'
-            expected[key] = found.get(key, ()) if from_mlp else (len(banks[name]),)
+    for layer in range(depth) if from_mlp else ():
+        key = f'blocks.{layer}.coef.embedding'
+        expected[key] = found.get(key, ())
+    for name, of_name in banks.items() if not from_mlp else ():
+        for atoms, layers in of_name:
+            for layer in layers:
+                expected[f'blocks.{layer}.coef.{name}'] = (len(atoms),)
     if from_mlp:
         for fc in ('fc1', 'fc2', 'fc3'):
             for key in (f'generator.{fc}.weight', f'generator.{fc}.bias'):

@@ -13,8 +13,14 @@ from masa_vit.layers.coefficients import (
 )
 from masa_vit.layers.composition import COMPOSITIONS, composing, refresh
 from masa_vit.layers.conversion import bake_coefficients, fold_linears
+from masa_vit.layers.dictionaries import (
+    Dictionaries,
+    Dictionary,
+    bank_name,
+    parse_bank_name,
+)
 from masa_vit.layers.linear import SharedLinear
-from masa_vit.layers.sharing import COEFFICIENT_KINDS, share_linears
+from masa_vit.layers.sharing import COEFFICIENT_KINDS, read_dictionaries, share_linears
 
 __all__ = [
     'COEFFICIENT_KINDS',
@@ -22,17 +28,22 @@ __all__ = [
     'AtomBank',
     'CoefficientGenerator',
     'CoefficientSource',
+    'Dictionaries',
+    'Dictionary',
     'DirectCoefficients',
     'FrozenCoefficients',
     'MlpCoefficients',
     'SharedLinear',
     'assign_coefficients',
     'bake_coefficients',
+    'bank_name',
     'compose',
     'composing',
     'draw_coefficients',
     'fold_linears',
     'orthogonal_coefficients',
+    'parse_bank_name',
+    'read_dictionaries',
     'refresh',
     'share_linears',
 ]

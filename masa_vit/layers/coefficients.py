@@ -23,6 +23,7 @@ from torch.nn import functional as F
 
 from masa_vit.layers.autograd import Recomputed
 from masa_vit.layers.context import no_autocast, runs_eagerly
+from masa_vit.layers.dictionaries import Dictionaries
 
 
 @torch.fx.wrap  # one node for every fx tracer, as `compose`
@@ -225,7 +226,10 @@ class MlpCoefficients(CoefficientSource):
 
 
 def coefficient_matrices(sources: Sequence[CoefficientSource]) -> dict[str, torch.Tensor]:
-    """C (L, S) of every projection of blocks that have the same kind of source."""
+    """C (L, S) of every projection of blocks that have the same kind of source.
+
+    Projections of which the blocks have different S are left out: they draw on different banks.
+    """
     first = sources[0]
     if isinstance(first, MlpCoefficients):  # one pass through the MLP for all blocks
         embeddings = tuple(cast(MlpCoefficients, source).embedding for source in sources)
@@ -235,6 +239,7 @@ def coefficient_matrices(sources: Sequence[CoefficientSource]) -> dict[str, torc
     return {
         name: torch.stack(of_name)
         for name, of_name in zip(names, zip(*rows, strict=True), strict=True)
+        if len({source.num_atoms[name] for source in sources}) == 1
     }
 
 
@@ -248,42 +253,39 @@ def orthogonal_coefficients(num_rows: int, num_atoms: int) -> torch.Tensor:
     return torch.cat([nn.init.orthogonal_(run) for run in empty])[:num_rows]
 
 
-def draw_coefficients(
-    dictionaries: Mapping[str, Sequence[str]], num_atoms: Mapping[str, int], num_layers: int
-) -> dict[str, torch.Tensor]:
-    """Draw an initial C (L, S) for every projection.
+def draw_coefficients(dictionaries: Dictionaries, num_layers: int) -> dict[str, list[torch.Tensor]]:
+    """Draw an initial C for every projection: L rows (S,), where S may differ between groups.
 
     Unit rows keep the variance of every W_l at that of the atoms; orthogonal rows keep the weights
     of neighbouring layers, and those of projections with a common dictionary, uncorrelated
     (orthogonal coefficients: Savarese & Maire, ICLR 2019, https://arxiv.org/abs/1902.09701; the
     choice is ours, the MASA paper does not name one).
-
-    Args:
-        dictionaries: Dictionary name -> the projections that draw on it.
-        num_atoms: Dictionary name -> S.
-        num_layers: L.
     """
-    coefs = {}
-    for key, names in dictionaries.items():
-        rows = orthogonal_coefficients(num_layers * len(names), num_atoms[key])
-        of_layer = rows.view(num_layers, len(names), num_atoms[key])
-        coefs.update({name: of_layer[:, i] for i, name in enumerate(names)})
+    coefs: dict[str, list[torch.Tensor]] = {}
+    for names, layers, num_atoms in dictionaries.values():
+        rows = orthogonal_coefficients(len(layers) * len(names), num_atoms)
+        of_layer = rows.view(len(layers), len(names), num_atoms)
+        for i, name in enumerate(names):
+            drawn = coefs.setdefault(name, [rows.new_empty(0)] * num_layers)
+            for layer, row in zip(layers, of_layer[:, i], strict=True):
+                drawn[layer] = row
     return coefs
 
 
 @torch.no_grad()
 def assign_coefficients(
-    sources: Sequence[CoefficientSource], coefs: Mapping[str, torch.Tensor]
+    sources: Sequence[CoefficientSource],
+    coefs: Mapping[str, torch.Tensor | Sequence[torch.Tensor]],
 ) -> None:
     """Set the trainable coefficients of all blocks of a model; frozen ones stay as given.
 
     Args:
         sources: The source of each block, in order.
-        coefs: Projection name -> C (L, S).
+        coefs: Projection name -> C (L, S), or its rows.
     """
     mlp = [source for source in sources if isinstance(source, MlpCoefficients)]
     if mlp:
-        targets = torch.cat([coefs[name] for name in mlp[0].num_atoms], dim=1)
+        targets = torch.cat([torch.stack([*coefs[name]]) for name in mlp[0].num_atoms], dim=1)
         for generated in mlp:
             generated.reset_parameters()
         embeddings = torch.stack([generated.embedding for generated in mlp])

@@ -234,7 +234,7 @@ def composed_weights(layers: Sequence[SharedLinear]) -> dict[SharedLinear, torch
     """Compose the weights of layers of any stacks, with the numbers of a joint pass.
 
     Returns:
-        Layer -> its weight (out, in), in the dtype of the atoms.
+        Layer -> its weight (out, in), without its residual, in the dtype of the atoms.
     """
     stacks: dict[Any, list[SharedLinear]] = {}
     for layer in layers:

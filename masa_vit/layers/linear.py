@@ -14,10 +14,17 @@ from masa_vit.layers.atoms import AtomBank
 from masa_vit.layers.autograd import LayerLinear, Part, Spec, compose_layer
 from masa_vit.layers.coefficients import CoefficientSource
 from masa_vit.layers.composition import apply_in_pass
-from masa_vit.layers.context import autocast_dtype, cast_for, runs_eagerly
+from masa_vit.layers.context import autocast_dtype, cast_for, no_autocast, runs_eagerly
 
 Names = Sequence[str] | Mapping[str, int]
 """Projections stacked along the output of a linear: equal parts, or name -> number of rows."""
+
+
+@torch.fx.wrap  # one node for every fx tracer, as `compose`
+def multiply(up: torch.Tensor, down: torch.Tensor) -> torch.Tensor:
+    """Multiply U (out, k) and V (k, in) in their own dtype, even under autocast."""
+    with no_autocast(up.device):
+        return up @ down
 
 
 class SharedLinear(nn.Module):
@@ -40,6 +47,7 @@ class SharedLinear(nn.Module):
         names: Names,
         banks: Mapping[str, AtomBank],
         coef: CoefficientSource,
+        ranks: Mapping[str, int] | None = None,
     ) -> None:
         """Take the place of `linear`, whose output stacks the projections `names`.
 
@@ -49,6 +57,7 @@ class SharedLinear(nn.Module):
             names: Projections in the order of the rows of the weight.
             banks: Projection name -> its bank, for the projections that share.
             coef: The block's source of coefficients.
+            ranks: Shared projection -> rank k >= 1 of its residual, which starts at zero.
         """
         super().__init__()
         self.in_features = linear.in_features
@@ -69,6 +78,20 @@ class SharedLinear(nn.Module):
             if name not in banks:
                 self.register_parameter(f'dense_{name}', nn.Parameter(rows.clone()))
         self.bias = linear.bias
+        self.ranks = dict(ranks or {})
+        for name, rank in self.ranks.items():
+            rows = self.sizes[self.names.index(name)]
+            down = linear.weight.new_empty(rank, linear.in_features)
+            self.register_parameter(f'down_{name}', nn.Parameter(down))
+            self.register_parameter(f'up_{name}', nn.Parameter(down.new_empty(rows, rank)))
+        self.reset_residual()
+
+    def reset_residual(self) -> None:
+        """Start the residuals at zero, as LoRA starts: `up` at zero, `down` drawn like a weight."""
+        for name in self.ranks:
+            bound = self.in_features**-0.5
+            nn.init.uniform_(self.get_parameter(f'down_{name}'), -bound, bound)
+            nn.init.zeros_(self.get_parameter(f'up_{name}'))
 
     def compose_weight(self) -> torch.Tensor:
         """Return the weight (out_features, in_features) that this layer uses now.
@@ -83,6 +106,17 @@ class SharedLinear(nn.Module):
         parts = [
             shared[name] if name in shared else getattr(self, f'dense_{name}')
             for name in self.names
+        ]
+        weight = parts[0] if len(parts) == 1 else torch.cat(parts)
+        return weight + self.residual() if self.ranks else weight
+
+    def residual(self) -> torch.Tensor:
+        """Return the part of the weight (out_features, in_features) that is this layer's own."""
+        parts = [
+            multiply(getattr(self, f'up_{name}'), getattr(self, f'down_{name}'))
+            if name in self.ranks
+            else self.first_bank.atoms.new_zeros(size, self.in_features)
+            for name, size in zip(self.names, self.sizes, strict=True)
         ]
         return parts[0] if len(parts) == 1 else torch.cat(parts)
 
@@ -110,8 +144,14 @@ class SharedLinear(nn.Module):
         if not runs_eagerly(x):
             return F.linear(x, self.compose_weight(), self.bias)
         out = apply_in_pass(self, x)
-        if out is not None:
-            return out
+        if out is None:
+            out = self._apply_alone(x)
+        if self.ranks:
+            return out + self._apply_residual(x)
+        return out
+
+    def _apply_alone(self, x: torch.Tensor) -> torch.Tensor:
+        """Apply the map without its residual, composed for this call."""
         spec = self.spec(autocast_dtype(x))
         rows = iter(self._coef[0].rows(self.shared_names))
         tensors: list[torch.Tensor] = []
@@ -125,6 +165,19 @@ class SharedLinear(nn.Module):
             return F.linear(x, compose_layer(spec, tensors), self.bias)
         x, bias = cast_for(spec.dtype, x, self.bias)
         return LayerLinear.apply(x, bias, spec, *tensors)
+
+    def _apply_residual(self, x: torch.Tensor) -> torch.Tensor:
+        """Apply the residuals in two thin products: (..., in_features) -> (..., out_features)."""
+        down = torch.cat([getattr(self, f'down_{name}') for name in self.ranks])
+        hidden = F.linear(x, down).split([*self.ranks.values()], dim=-1)
+        of_name = dict(zip(self.ranks, hidden, strict=True))
+        parts = [
+            F.linear(of_name[name], getattr(self, f'up_{name}'))
+            if name in of_name
+            else hidden[0].new_zeros(*x.shape[:-1], size)
+            for name, size in zip(self.names, self.sizes, strict=True)
+        ]
+        return parts[0] if len(parts) == 1 else torch.cat(parts, dim=-1)
 
     def dense_rows(self, name: str) -> torch.Tensor:
         """Return the rows of a projection that does not share."""
@@ -151,10 +204,14 @@ class SharedLinear(nn.Module):
             layer.dense_rows(name) for layer in stack for name in dense
         ]
 
+    def with_residual(self, weight: torch.Tensor) -> torch.Tensor:
+        """Return a copy of a composed weight with the residuals added."""
+        return weight + self.residual() if self.ranks else weight.clone()
+
     @torch.no_grad()
     def to_linear(self, weight: torch.Tensor | None = None) -> nn.Linear:
-        """Return the dense layer with the weight composed once, or composed already (copied)."""
-        weight = self.compose_weight() if weight is None else weight.clone()
+        """Return the dense layer, composed now, or from what `composed_weights` gave (copied)."""
+        weight = self.compose_weight() if weight is None else self.with_residual(weight)
         linear = nn.Linear(
             self.in_features,
             self.out_features,
@@ -172,6 +229,7 @@ class SharedLinear(nn.Module):
         return (
             f'in_features={self.in_features}, out_features={self.out_features}, '
             f'bias={self.bias is not None}, shared={list(self.shared_names)}'
+            + (f', residual_ranks={self.ranks}' if self.ranks else '')
         )
 
 

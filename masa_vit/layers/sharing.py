@@ -8,7 +8,7 @@ from typing import cast
 import torch
 from torch import nn
 
-from masa_vit.layers.atoms import AtomBank, check_num_atoms
+from masa_vit.layers.atoms import AtomBank
 from masa_vit.layers.coefficients import (
     CoefficientGenerator,
     CoefficientSource,
@@ -18,6 +18,7 @@ from masa_vit.layers.coefficients import (
     assign_coefficients,
     draw_coefficients,
 )
+from masa_vit.layers.dictionaries import Dictionary, check_dictionaries
 from masa_vit.layers.linear import Names, SharedLinear, projection_sizes
 
 COEFFICIENT_KINDS = ('direct', 'mlp', 'frozen')
@@ -26,12 +27,13 @@ COEFFICIENT_KINDS = ('direct', 'mlp', 'frozen')
 def share_linears(
     blocks: Sequence[nn.Module],
     layout: Mapping[str, Names],
-    dictionaries: Mapping[str, Sequence[str]],
-    num_atoms: int,
+    dictionaries: Mapping[str, Sequence[str] | Dictionary],
+    num_atoms: int = 4,
     coefficients: str = 'direct',
-    coef: Mapping[str, torch.Tensor] | None = None,
+    coef: Mapping[str, torch.Tensor | Sequence[torch.Tensor]] | None = None,
     coef_embed_dim: int = 64,
     coef_hidden_dim: int = 64,
+    residual_ranks: Mapping[str, Sequence[int]] | None = None,
 ) -> tuple[nn.ModuleDict, CoefficientGenerator | None]:
     """Share linear maps across `blocks`, in place.
 
@@ -43,71 +45,114 @@ def share_linears(
         layout: Path of a `torch.nn.Linear` inside a block -> the projections that its output stacks,
             e.g. ``{'attn.qkv': 'qkv', 'attn.proj': 'o'}``. They are taken to be of equal size; where
             they are not (grouped queries), give rows: ``{'qkv': {'q': 64, 'k': 16, 'v': 16}}``.
-        dictionaries: Dictionary name -> the projections that draw on it, e.g. ``{'qv': 'qv'}``.
+        dictionaries: Bank name -> the projections that draw on it, e.g. ``{'qv': 'qv'}``; or a
+            `Dictionary`, which names the layers and S too, for layers in groups with a bank each.
             Projections in none of them stay dense.
-        num_atoms: Number of atoms S of each dictionary.
+        num_atoms: Number of atoms S of each dictionary that does not say.
         coefficients: 'direct', 'mlp' or 'frozen'.
-        coef: Projection name -> C (L, S): the given coefficients, for 'frozen' only.
+        coef: Projection name -> C (L, S), or its rows: the given coefficients, for 'frozen' only.
         coef_embed_dim: Size of the embedding of a block, for 'mlp'.
         coef_hidden_dim: Width of the MLP, for 'mlp'.
+        residual_ranks: Projection name -> L ranks, of the part of each layer's weight that is its
+            own (0: none); it starts at zero.
 
     Returns:
         The banks by dictionary name, and the generator ('mlp') or None.
 
     Raises:
-        ValueError: For a number of atoms below 1 or above L, an unknown source or projection,
-            unequal shapes.
+        ValueError: For a number of atoms below 1 or above that of the layers that share, an unknown
+            source or projection, unequal shapes, a rank out of range.
     """
     depth = len(blocks)
-    num_atoms = check_num_atoms(num_atoms)
-    _check_dictionaries(dictionaries, [name for names in layout.values() for name in names])
-    if num_atoms > depth:
-        raise ValueError(
-            f'num_atoms={num_atoms} is larger than the number of layers, {depth}: nothing would be '
-            f'saved. Choose num_atoms <= {depth} (a third of the layers is the usual choice).'
-        )
-    bank_of = {name: key for key, names in dictionaries.items() for name in names}
+    known = [name for names in layout.values() for name in names]
+    if taken := [name for name in known if hasattr(CoefficientSource, name)]:
+        raise ValueError(f'projections cannot be called {taken}: the names are in use')
+    full = check_dictionaries(dictionaries, num_atoms, depth, known)
     shapes = _projection_shapes(blocks, layout)
+    like = blocks[0].get_parameter(f'{_path_of(layout, next(iter(full.values())).names[0])}.weight')
     banks = nn.ModuleDict()
-    for key, names in dictionaries.items():
-        first = names[0]
-        for name in names[1:]:
-            if shapes[name] != shapes[first]:
-                raise ValueError(
-                    f'projections {first!r} {shapes[first]} and {name!r} {shapes[name]} have unequal '
-                    f'shapes and cannot draw on one dictionary {key!r}: give each its own.'
-                )
-        like = blocks[0].get_parameter(f'{_path_of(layout, first)}.weight')
-        banks[key] = AtomBank(num_atoms, *shapes[first], device=like.device, dtype=like.dtype)
+    bank_of: list[dict[str, AtomBank]] = [{} for _ in blocks]
+    for key, dictionary in full.items():
+        shape = _common_shape(key, dictionary, shapes)
+        bank = AtomBank(dictionary.num_atoms, *shape, device=like.device, dtype=like.dtype)
+        banks[key] = bank
+        for layer in dictionary.layers:
+            bank_of[layer].update(dict.fromkeys(dictionary.names, bank))
 
-    shared = [name for names in layout.values() for name in names if name in bank_of]
-    drawn = draw_coefficients(dictionaries, dict.fromkeys(dictionaries, num_atoms), depth)
+    shared = [name for name in known if name in bank_of[0]]
+    drawn = draw_coefficients(full, depth)
     drawn = {name: drawn[name] for name in shared}
-    like = next(banks.parameters())
+    ranks = _check_ranks(residual_ranks or {}, shared, shapes, depth)
     sources, generator = _build_sources(
         coefficients, drawn, coef, coef_embed_dim, coef_hidden_dim, like.device, like.dtype
     )
-    for block, source in zip(blocks, sources, strict=True):
+    for index, (block, source) in enumerate(zip(blocks, sources, strict=True)):
         block.coef = source
         for path, stacked in layout.items():
-            of_name = {n: cast(AtomBank, banks[bank_of[n]]) for n in stacked if n in bank_of}
+            of_name = {n: bank_of[index][n] for n in stacked if n in bank_of[index]}
             if of_name:
                 parent, _, child = path.rpartition('.')
                 owner = block.get_submodule(parent)
-                shared_linear = SharedLinear(getattr(owner, child), stacked, of_name, source)
+                own_ranks = {n: ranks[n][index] for n in of_name if ranks[n][index]}
+                shared_linear = SharedLinear(
+                    getattr(owner, child), stacked, of_name, source, own_ranks
+                )
                 setattr(owner, child, shared_linear)
     return banks, generator
 
 
-def _check_dictionaries(dictionaries: Mapping[str, Sequence[str]], known: list[str]) -> None:
-    named = [name for names in dictionaries.values() for name in names]
-    if not named or len(set(named)) < len(named) or not set(named) <= set(known):
+def read_dictionaries(
+    blocks: Sequence[nn.Module], layout: Mapping[str, Names], banks: nn.ModuleDict
+) -> dict[str, Dictionary]:
+    """Read off a stack what draws on each bank: what `share_linears` was told."""
+    users: dict[nn.Module, tuple[dict[str, None], dict[int, None]]] = {
+        bank: ({}, {}) for bank in banks.values()
+    }
+    for index, block in enumerate(blocks):
+        for path in layout:
+            layer = block.get_submodule(path)
+            for name, bank in layer.banks.items() if isinstance(layer, SharedLinear) else ():
+                users[bank][0][name] = users[bank][1][index] = None
+    return {
+        key: Dictionary(tuple(users[bank][0]), tuple(users[bank][1]), bank.num_atoms)
+        for key, bank in cast(Mapping[str, AtomBank], banks).items()
+    }
+
+
+def _common_shape(
+    key: str, dictionary: Dictionary, shapes: Mapping[str, tuple[int, int]]
+) -> tuple[int, int]:
+    first = dictionary.names[0]
+    for name in dictionary.names[1:]:
+        if shapes[name] != shapes[first]:
+            raise ValueError(
+                f'projections {first!r} {shapes[first]} and {name!r} {shapes[name]} have unequal '
+                f'shapes and cannot draw on one dictionary {key!r}: give each its own.'
+            )
+    return shapes[first]
+
+
+def _check_ranks(
+    ranks: Mapping[str, Sequence[int]],
+    shared: Sequence[str],
+    shapes: Mapping[str, tuple[int, int]],
+    depth: int,
+) -> dict[str, Sequence[int]]:
+    """Complete the ranks of the residuals: every shared projection, every layer."""
+    if unknown := set(ranks) - set(shared):
         raise ValueError(
-            f'dictionaries={dict(dictionaries)!r} is not valid, expected each to name different '
-            f'projections out of {known}'
+            f'residual ranks are given for {sorted(unknown)}, but {list(shared)} share'
         )
-    if taken := [name for name in named if hasattr(CoefficientSource, name)]:
-        raise ValueError(f'projections cannot be called {taken}: the names are in use')
+    for name, given in ranks.items():
+        most = min(shapes[name])
+        if len(given) != depth or not all(
+            isinstance(rank, int) and 0 <= rank <= most for rank in given
+        ):
+            raise ValueError(
+                f'residual ranks of {name!r} are {list(given)}, expected {depth} integers from 0 to '
+                f'{most}, one for each layer'
+            )
+    return {name: ranks.get(name, [0] * depth) for name in shared}
 
 
 def _path_of(layout: Mapping[str, Names], name: str) -> str:
@@ -143,8 +188,8 @@ def _projection_shapes(
 
 def _build_sources(
     kind: str,
-    drawn: Mapping[str, torch.Tensor],
-    coef: Mapping[str, torch.Tensor] | None,
+    drawn: Mapping[str, Sequence[torch.Tensor]],
+    coef: Mapping[str, torch.Tensor | Sequence[torch.Tensor]] | None,
     embed_dim: int,
     hidden_dim: int,
     device: torch.device,
@@ -160,7 +205,13 @@ def _build_sources(
         )
     depth = len(next(iter(drawn.values())))
     if kind == 'mlp':
-        num_atoms = {name: rows.shape[1] for name, rows in drawn.items()}
+        numbers = {name: {row.numel() for row in rows} for name, rows in drawn.items()}
+        if any(len(of_name) > 1 for of_name in numbers.values()):
+            raise ValueError(
+                "coefficients='mlp' makes the same number of coefficients for every layer, and the "
+                f"groups have different numbers of atoms: {numbers}. Use 'direct', or equal numbers."
+            )
+        num_atoms = {name: rows[0].numel() for name, rows in drawn.items()}
         generator = CoefficientGenerator(num_atoms, embed_dim, hidden_dim, device, dtype)
         generated = [MlpCoefficients(generator, device, dtype) for _ in range(depth)]
         assign_coefficients(generated, drawn)
@@ -173,11 +224,16 @@ def _build_sources(
     for name, rows in drawn.items():
         if name not in coef:
             raise ValueError(f'coef has no entry for projection {name!r}, only {list(coef)}')
-        if coef[name].shape != rows.shape:
+        if [row.shape for row in coef[name]] != [row.shape for row in rows]:
             raise ValueError(
-                f'coef[{name!r}] has shape {tuple(coef[name].shape)}, expected (number of layers, '
-                f'num_atoms) = {tuple(rows.shape)}'
+                f'coef[{name!r}] has shape {_shape([*coef[name]])}, expected (number of layers, '
+                f'num_atoms) = {_shape(rows)}'
             )
     return [
         FrozenCoefficients({n: coef[n][i] for n in drawn}, device, dtype) for i in range(depth)
     ], None
+
+
+def _shape(rows: Sequence[torch.Tensor]) -> str:
+    """The shape of C, e.g. (4, 2), or, where groups of layers differ in S, (4, 2 or 3)."""
+    return f'({len(rows)}, {" or ".join(map(str, sorted({row.numel() for row in rows})))})'

@@ -18,6 +18,7 @@ from masa_vit.layers import (
     CoefficientSource,
     FrozenCoefficients,
     SharedLinear,
+    parse_bank_name,
 )
 
 _logger = logging.getLogger(__name__)
@@ -69,10 +70,14 @@ def _check_banks(model: nn.Module, state_dict: Mapping[str, Any], prefix: str) -
     banks = model.get_submodule('banks')
     own = {name: bank.atoms for name, bank in banks.named_children() if isinstance(bank, AtomBank)}
     if set(found) != set(own):
+        parsed = [parse_bank_name(name) for name in found]
+        keys = sorted({key for key, _ in parsed})
+        groups = sorted({layers for _, layers in parsed if layers})
         raise ValueError(
             f'the checkpoint has the dictionaries {sorted(found)}, the model {sorted(own)}: create '
-            f'the model with dictionaries={sorted(found)} and '
-            f'projections={"".join(sorted("".join(found), key="qkvo".find))!r}'
+            f'the model with dictionaries={keys}'
+            + (f', groups={[list(layers) for layers in groups]}' if groups else '')
+            + f' and projections={"".join(sorted("".join(keys), key="qkvo".find))!r}'
         )
     for name, atoms in own.items():
         if found[name].shape[0] != atoms.shape[0]:

@@ -24,23 +24,29 @@ from masa_vit.layers import (
     COMPOSITIONS,
     AtomBank,
     CoefficientSource,
+    Dictionary,
     FrozenCoefficients,
     SharedLinear,
     assign_coefficients,
     composing,
     draw_coefficients,
+    read_dictionaries,
     refresh,
     share_linears,
 )
 from masa_vit.models.checkpoint import DENSE_INTO_MASA, adapt_state_dict, checkpoint_filter_fn
+from masa_vit.models.sharing_args import (
+    LAYOUT,
+    PROJECTIONS,
+    NumAtoms,
+    ResidualRank,
+    parse_coef,
+    parse_dictionaries,
+    parse_projections,
+    parse_residual_rank,
+)
 
 __all__ = ['MasaVisionTransformer']
-
-PROJECTIONS = 'qkvo'
-"""The projections of an attention layer, in the order in which they always stand."""
-
-LAYOUT = {'attn.qkv': 'qkv', 'attn.proj': 'o'}
-"""Linear map of timm's block -> the projections that its output stacks."""
 
 
 class MasaVisionTransformer(VisionTransformer):
@@ -49,9 +55,11 @@ class MasaVisionTransformer(VisionTransformer):
     def __init__(
         self,
         *args: Any,
-        num_atoms: int = 4,
+        num_atoms: NumAtoms = 4,
         projections: str | Sequence[str] = PROJECTIONS,
         dictionaries: Sequence[str] | None = None,
+        groups: Sequence[Sequence[int]] | None = None,
+        residual_rank: ResidualRank = 0,
         coefficients: str = 'direct',
         coef: Any = None,
         coef_embed_dim: int = 64,
@@ -64,10 +72,17 @@ class MasaVisionTransformer(VisionTransformer):
 
         Args:
             args: As `timm.models.VisionTransformer`.
-            num_atoms: Number of atoms S of each dictionary, 1 <= S <= depth.
+            num_atoms: Number of atoms S of each dictionary, at least 1 and at most the number of
+                weights that it serves. A list gives the number for each group of layers, a dict from
+                dictionary to one or the other.
             projections: The projections that share, letters out of 'qkvo'; the others are dense.
             dictionaries: Which projections draw on a common dictionary, e.g. ``('qv', 'k', 'o')``.
                 Default: each projection has its own (the paper's choice).
+            groups: Lists of layers that share with each other only: a dictionary for each group (the
+                paper's layer groups), e.g. ``[[0], [1, 2, 3, 4], [5]]``. Default: one group.
+            residual_rank: Rank k of a part of each layer's weight that is its own, as the paper's
+                local refinement has it: ``W_l = sum_s c_ls D_s + U_l V_l``, 2 k d parameters. A dict
+                from letter to k, or to a list of one for each layer. It starts at zero.
             coefficients: Source of the coefficients: 'direct' (trainable), 'mlp' (the paper's:
                 block embeddings through a three-layer MLP) or 'frozen' (given by `coef`).
             coef: For 'frozen': C (L, S) for all projections, or a dict from letter to C. Lists
@@ -90,15 +105,16 @@ class MasaVisionTransformer(VisionTransformer):
                 "fix_init=True scales the output projections by depth, coefficients='frozen' keeps "
                 'them as given: scale the rows of `coef` for o by hand, by (2 (l + 1)) ** -0.5'
             )
+        depth = len(self.blocks)
         self.banks, self.generator = share_linears(
             self.blocks,
             LAYOUT,
-            _parse_dictionaries(dictionaries, projections),
-            num_atoms,
-            coefficients,
-            None if coef is None else _parse_coef(coef, projections),
-            coef_embed_dim,
-            coef_hidden_dim,
+            parse_dictionaries(dictionaries, projections, num_atoms, groups, depth),
+            coefficients=coefficients,
+            coef=None if coef is None else parse_coef(coef, projections),
+            coef_embed_dim=coef_embed_dim,
+            coef_hidden_dim=coef_hidden_dim,
+            residual_ranks=parse_residual_rank(residual_rank, projections, depth),
         )
         self.weight_init_mode = 'reset' if weight_init == 'skip' else weight_init
         if weight_init != 'skip':
@@ -114,20 +130,25 @@ class MasaVisionTransformer(VisionTransformer):
         super().init_weights(mode, needs_reset=needs_reset)
         mode = mode or self.weight_init_mode
         init_dense = get_init_weights_vit(mode)
+        dictionaries = self.dictionaries
         for index, block in enumerate(self.blocks):
             for path in LAYOUT:
                 shared = block.get_submodule(path)
                 if isinstance(shared, SharedLinear):
-                    _init_shared_linear(shared, f'blocks.{index}.{path}', index, init_dense)
-        num_atoms = {key: cast(AtomBank, bank).num_atoms for key, bank in self.banks.items()}
-        coefs = draw_coefficients({key: key for key in num_atoms}, num_atoms, len(self.blocks))
+                    atoms = _atoms_of(index, shared, self.banks, dictionaries)
+                    _init_shared_linear(shared, f'blocks.{index}.{path}', atoms, init_dense)
+        coefs = draw_coefficients(dictionaries, len(self.blocks))
         if self.fix_init and 'o' in coefs:
-            scales = [_fix_init_scale(index) for index in range(len(self.blocks))]
-            coefs['o'] = coefs['o'] / torch.tensor(scales, device='cpu').unsqueeze(1)
+            coefs['o'] = [row / _fix_init_scale(index) for index, row in enumerate(coefs['o'])]
         for source in self._sources():
             if isinstance(source, FrozenCoefficients):
                 source.reset_parameters()
         assign_coefficients(self._sources(), coefs)
+
+    @property
+    def dictionaries(self) -> dict[str, Dictionary]:
+        """Name of a bank -> the projections, layers and number of atoms that it serves."""
+        return read_dictionaries(self.blocks, LAYOUT, self.banks)
 
     def fix_init_weight(self) -> None:
         """Scale the weights that write to the residual stream by depth, as timm does.
@@ -229,12 +250,32 @@ def _fix_init_scale(index: int) -> float:
     return math.sqrt(2.0 * (index + 1))
 
 
+def _atoms_of(
+    index: int, shared: SharedLinear, banks: nn.ModuleDict, dictionaries: Mapping[str, Dictionary]
+) -> dict[str, torch.Tensor]:
+    """The atoms that start as dense weights of layer `index`, by the projection of that weight.
+
+    A bank has as many atoms as the first of the weights that it serves: those of one projection in
+    all layers, then those of the next.
+    """
+    atoms = {}
+    for key, (names, layers, num_atoms) in dictionaries.items():
+        for name in set(names) & set(shared.names) if index in layers else ():
+            number = names.index(name) * len(layers) + layers.index(index)
+            if number < num_atoms:
+                atoms[name] = cast(AtomBank, banks[key]).atoms[number]
+    return atoms
+
+
 @torch.no_grad()
 def _init_shared_linear(
-    shared: SharedLinear, path: str, index: int, init_dense: Callable[..., None]
+    shared: SharedLinear,
+    path: str,
+    atoms: Mapping[str, torch.Tensor],
+    init_dense: Callable[..., None],
 ) -> None:
-    """Initialise bias and dense rows of a layer and, in the first S layers, one atom per bank."""
-    like = next(iter(shared.banks.values())).atoms
+    """Initialise bias, dense rows and residual of a layer, and the atoms that its weight gives."""
+    like = shared.first_bank.atoms
     dense = nn.Linear(
         shared.in_features,
         shared.out_features,
@@ -245,50 +286,12 @@ def _init_shared_linear(
     init_dense(dense, path)
     if shared.bias is not None:
         shared.bias.copy_(dense.bias)
-    written: set[AtomBank] = set()
     for name, rows in zip(shared.names, dense.weight.split(shared.sizes), strict=True):
-        bank = shared.banks.get(name)
-        if bank is None:
-            getattr(shared, f'dense_{name}').copy_(rows)
-        elif index < bank.num_atoms and bank not in written:
-            bank.atoms[index].copy_(rows)
-            written.add(bank)
-
-
-def parse_projections(projections: str | Sequence[str]) -> str:
-    """Check a choice of projections, and put them in order.
-
-    Raises:
-        ValueError: If they are not different letters out of `PROJECTIONS`.
-    """
-    letters = list(projections)
-    if not letters or len(set(letters)) != len(letters) or not set(letters) <= set(PROJECTIONS):
-        raise ValueError(
-            f'projections={projections!r} is not valid, expected different letters out of '
-            f"{PROJECTIONS!r}, e.g. 'qkvo' or 'qkv'"
-        )
-    return ''.join(name for name in PROJECTIONS if name in letters)
-
-
-def _parse_dictionaries(dictionaries: Sequence[str] | None, projections: str) -> dict[str, str]:
-    if dictionaries is None:
-        dictionaries = list(projections)
-    if isinstance(dictionaries, str) or sorted(''.join(dictionaries)) != sorted(projections):
-        raise ValueError(
-            f'dictionaries={dictionaries!r} is not valid, expected a list that names each shared '
-            f"projection ({projections!r}) once, e.g. ('qv', 'k', 'o') for a dictionary common to "
-            'q and v'
-        )
-    ordered = [''.join(sorted(names, key=PROJECTIONS.index)) for names in dictionaries]
-    return {names: names for names in ordered}
-
-
-def _parse_coef(coef: Any, projections: str) -> dict[str, torch.Tensor]:
-    of_name = coef if isinstance(coef, Mapping) else dict.fromkeys(projections, coef)
-    return {
-        name: torch.as_tensor(rows, dtype=torch.float32, device='cpu')
-        for name, rows in of_name.items()
-    }
+        if name not in shared.banks:
+            shared.dense_rows(name).copy_(rows)
+        elif name in atoms:
+            atoms[name].copy_(rows)
+    shared.reset_residual()
 
 
 def _cfg(url: str = '', **kwargs: Any) -> dict[str, Any]:

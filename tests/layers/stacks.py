@@ -8,7 +8,7 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from masa_vit.layers import SharedLinear, composing, share_linears
+from masa_vit.layers import Dictionary, SharedLinear, composing, share_linears
 
 LAYOUT = {'qkv': {'q': 8, 'k': 4, 'v': 4}, 'up': ['gate', 'up'], 'down': ['down']}
 """Grouped queries, two projections in one linear, and one alone."""
@@ -21,8 +21,22 @@ CHOICES = {
         'coef': {n: torch.eye(2)[[0, 0, 1, 1]] for n in ('q', 'k', 'v', 'gate', 'up', 'down')},
     },
     'mixed': {'dictionaries': {'q': ['q'], 'v': ['v'], 'gate': ['gate']}},
+    'groups': {
+        'dictionaries': {
+            'q_0_2': Dictionary(['q'], [0, 2], 2),
+            'q_1_3': Dictionary(['q'], [1, 3], 1),
+            'kv': Dictionary('kv', range(4), 3),
+            'down_0': Dictionary(['down'], [0], 1),
+            'down_1to3': Dictionary(['down'], [1, 2, 3], 2),
+        }
+    },
+    'residual': {
+        'residual_ranks': {'q': [1, 0, 2, 1], 'v': [1, 1, 1, 0], 'down': [0, 3, 0, 1]},
+        'dictionaries': {'q': ['q'], 'v': ['v'], 'down': ['down']},
+    },
 }
-"""Sources of coefficients; 'mixed': stacks of which some projections stay dense."""
+"""Sources of coefficients; 'mixed': stacks of which some projections stay dense; 'groups': of layers,
+with banks of their own; 'residual': weights that are partly a layer's own."""
 
 
 class Block(nn.Module):
@@ -49,6 +63,9 @@ class Stack(nn.Module):
         self.banks, self.generator = share_linears(
             self.blocks, LAYOUT, **{'dictionaries': dictionaries, 'num_atoms': 2, **kwargs}
         )
+        for layer in self.layers():  # residuals start at zero, with which little can go wrong
+            for name in layer.ranks:
+                nn.init.normal_(layer.get_parameter(f'up_{name}'), std=0.2)
         self.composition = composition
 
     def layers(self) -> list[SharedLinear]:

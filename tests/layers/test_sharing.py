@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import nn
 
-from masa_vit.layers import SharedLinear, share_linears
+from masa_vit.layers import Dictionary, SharedLinear, fold_linears, share_linears
 
 
 class GatedBlock(nn.Module):
@@ -26,6 +26,9 @@ class GatedBlock(nn.Module):
 
 
 LAYOUT = {'q_proj': ['q'], 'up': ['gate', 'up'], 'down': ['down']}
+
+
+GROUPED = {'q_0': Dictionary(['q'], [0], 1), 'q_1to3': Dictionary(['q'], [1, 2, 3], 2)}
 
 
 class Stack(nn.Module):
@@ -112,6 +115,32 @@ def test_frozen_one_hot_rows_share_whole_matrices():
         ({'dictionaries': {'q': ['query']}}, r'expected each to name different projections out of'),
         ({'dictionaries': {'a': ['q'], 'b': ['q']}}, r'expected each to name different'),
         (
+            {'dictionaries': {'a': Dictionary(['q'], [0, 1], 1)}},
+            r'every layer out of 4 to draw on one dictionary',
+        ),
+        (
+            {'dictionaries': {'a': Dictionary('q', [0, 1, 2], 1), 'b': Dictionary('q', [2, 3], 1)}},
+            r'expected each to name different',
+        ),
+        (
+            {'dictionaries': {'a': Dictionary(['up', 'gate'], range(4), 9)}},
+            r"num_atoms=9 is larger than the number of weights, 8, that share dictionary 'a'",
+        ),
+        (
+            {'residual_ranks': {'q': [1, 1, 1]}},
+            r"residual ranks of 'q' are \[1, 1, 1\], expected 4 integers from 0 to 8",
+        ),
+        ({'residual_ranks': {'q': [1, 9, 1, 1]}}, r'integers from 0 to 8'),
+        ({'residual_ranks': {'v': [1] * 4}}, r"given for \['v'\], but .* share"),
+        (
+            {'coefficients': 'mlp', 'dictionaries': GROUPED},
+            r"the groups have different numbers of atoms: \{'q': \{1, 2\}\}",
+        ),
+        (
+            {'coefficients': 'frozen', 'dictionaries': GROUPED, 'coef': {'q': torch.ones(4, 2)}},
+            r"coef\['q'\] has shape \(4, 2\), expected .* \(4, 1 or 2\)",
+        ),
+        (
             {'dictionaries': {'all': ['q', 'up']}},
             r"'q' \(8, 8\) and 'up' \(12, 8\) have unequal shapes",
         ),
@@ -156,3 +185,37 @@ def test_projections_with_a_common_dictionary_start_uncorrelated():
     model = Stack(num_atoms=4, depth=8)
     for block in model.blocks:
         assert abs(float(block.coef.gate @ block.coef.up)) < 1e-5
+
+
+def test_groups_of_layers_have_banks_of_their_own():
+    model = Stack(dictionaries=GROUPED)
+    assert {name: bank.num_atoms for name, bank in model.banks.items()} == {'q_0': 1, 'q_1to3': 2}
+    torch.testing.assert_close(
+        model.blocks[0].q_proj.weight, model.banks['q_0'].compose(model.blocks[0].coef.q)
+    )
+    before = model.blocks[0].q_proj.weight
+    with torch.no_grad():
+        model.banks['q_1to3'].atoms.zero_()
+    assert torch.equal(model.blocks[0].q_proj.weight, before)
+    assert not model.blocks[2].q_proj.weight.any()
+
+
+def test_a_residual_starts_at_zero_and_is_folded():
+    torch.manual_seed(0)
+    model = Stack(residual_ranks={'q': [2, 0, 1, 3], 'up': [1] * 4})
+    layer = model.blocks[0].up
+    assert layer.ranks == {'up': 1}
+    assert (layer.down_up.shape, layer.up_up.shape) == ((1, 8), (12, 1))
+    assert not hasattr(model.blocks[1].q_proj, 'down_q')
+    x = torch.randn(3, 8)
+    alone = copy.deepcopy(model)
+    for block in alone.blocks:
+        block.q_proj.ranks = block.up.ranks = {}
+    torch.testing.assert_close(model(x), alone(x), atol=0, rtol=0)
+    with torch.no_grad():
+        for block in model.blocks:
+            block.up.up_up.normal_()
+    folded = copy.deepcopy(model)
+    fold_linears(folded)
+    assert not torch.allclose(model(x), alone(x))
+    torch.testing.assert_close(folded(x), model(x))

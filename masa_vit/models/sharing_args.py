@@ -1,0 +1,137 @@
+"""The arguments of `MasaVisionTransformer` that say what is shared, and how."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from itertools import chain
+from typing import Any
+
+import torch
+
+from masa_vit.layers import Dictionary, bank_name
+
+PROJECTIONS = 'qkvo'
+"""The projections of an attention layer, in the order in which they always stand."""
+
+LAYOUT = {'attn.qkv': 'qkv', 'attn.proj': 'o'}
+"""Linear map of timm's block -> the projections that its output stacks."""
+
+NumAtoms = int | Sequence[int] | Mapping[str, int | Sequence[int]]
+"""S: of all dictionaries, of each group of layers, or by dictionary name, either."""
+
+ResidualRank = int | Mapping[str, int | Sequence[int]]
+"""k: of all projections, or by letter, of all layers or each."""
+
+
+def parse_projections(projections: str | Sequence[str]) -> str:
+    """Check a choice of projections, and put them in order.
+
+    Raises:
+        ValueError: If they are not different letters out of `PROJECTIONS`.
+    """
+    letters = list(projections)
+    if not letters or len(set(letters)) != len(letters) or not set(letters) <= set(PROJECTIONS):
+        raise ValueError(
+            f'projections={projections!r} is not valid, expected different letters out of '
+            f"{PROJECTIONS!r}, e.g. 'qkvo' or 'qkv'"
+        )
+    return ''.join(name for name in PROJECTIONS if name in letters)
+
+
+def parse_groups(groups: Sequence[Sequence[int]] | None, depth: int) -> list[list[int]] | None:
+    """Check groups of layers given by hand, and put them in order.
+
+    Raises:
+        ValueError: If they do not hold every layer once.
+    """
+    if groups is None:
+        return None
+    try:
+        parsed = sorted(sorted(int(layer) for layer in group) for group in groups)
+    except TypeError:
+        parsed = []
+    if not all(parsed) or sorted(chain(*parsed)) != [*range(depth)]:
+        raise ValueError(
+            f'groups={groups!r} is not valid, expected lists of layers that hold each of 0 to '
+            f'{depth - 1} once, e.g. {[[*range(depth // 2)], [*range(depth // 2, depth)]]}'
+        )
+    return parsed
+
+
+def parse_dictionaries(
+    dictionaries: Sequence[str] | None,
+    projections: str,
+    num_atoms: NumAtoms,
+    groups: Sequence[Sequence[int]] | None,
+    depth: int,
+) -> dict[str, Dictionary]:
+    """Say what draws on each bank.
+
+    Raises:
+        ValueError: For dictionaries, groups or numbers of atoms that do not fit together.
+    """
+    if dictionaries is None:
+        dictionaries = list(projections)
+    if isinstance(dictionaries, str) or sorted(''.join(dictionaries)) != sorted(projections):
+        raise ValueError(
+            f'dictionaries={dictionaries!r} is not valid, expected a list that names each shared '
+            f"projection ({projections!r}) once, e.g. ('qv', 'k', 'o') for a dictionary common to "
+            'q and v'
+        )
+    keys = [''.join(sorted(names, key=PROJECTIONS.index)) for names in dictionaries]
+    parts = parse_groups(groups, depth)
+    of_key = _by_name(num_atoms, keys, 'num_atoms', 'dictionary')
+    full = {}
+    for key in keys:
+        numbers = _listed(
+            of_key[key], len(parts or [0]), f'num_atoms of {key!r}', 'group of layers'
+        )
+        for layers, number in zip(parts or [[*range(depth)]], numbers, strict=True):
+            name = key if parts is None else bank_name(key, layers)
+            full[name] = Dictionary(tuple(key), layers, number)
+    return full
+
+
+def parse_residual_rank(rank: ResidualRank, projections: str, depth: int) -> dict[str, list[Any]]:
+    """Complete the ranks of the residuals: letter -> k of each layer.
+
+    Raises:
+        ValueError: For letters that do not share, or a list that has not one rank for each layer.
+    """
+    if isinstance(rank, Mapping):
+        rank = {**dict.fromkeys(projections, 0), **rank}
+    of_name = _by_name(rank, projections, 'residual_rank', 'projection')
+    return {
+        name: _listed(value, depth, f'residual_rank of {name!r}', 'layer')
+        for name, value in of_name.items()
+    }
+
+
+def parse_coef(coef: Any, projections: str) -> dict[str, list[torch.Tensor]]:
+    """Read C, of all projections or by letter, as rows."""
+    of_name = coef if isinstance(coef, Mapping) else dict.fromkeys(projections, coef)
+    return {
+        name: [torch.as_tensor(row, dtype=torch.float32, device='cpu') for row in rows]
+        for name, rows in of_name.items()
+    }
+
+
+def _by_name(value: Any, names: Sequence[str], argument: str, what: str) -> dict[str, Any]:
+    if not isinstance(value, Mapping):
+        return dict.fromkeys(names, value)
+    if set(value) != set(names):
+        raise ValueError(
+            f'{argument}={dict(value)!r} is not valid, expected one entry for each {what} '
+            f'({", ".join(map(repr, names))})'
+        )
+    return dict(value)
+
+
+def _listed(value: Any, length: int, argument: str, what: str) -> list[Any]:
+    if isinstance(value, (str, bytes)) or not isinstance(value, Sequence):
+        return [value] * length
+    if len(value) != length:
+        raise ValueError(
+            f'{argument} is {list(value)!r}, expected one number or {length}, one for each {what}'
+        )
+    return list(value)
