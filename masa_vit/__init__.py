@@ -8,7 +8,8 @@ Importing the package registers the models with timm::
     model = timm.create_model('vit_base_masa_s4')
 """
 
-from masa_vit.convert import bake, compress, fold
+from masa_vit.compression import compress
+from masa_vit.convert import bake, fold
 from masa_vit.layers import refresh
 from masa_vit.models import MasaVisionTransformer, load_weights
 

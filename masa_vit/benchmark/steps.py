@@ -115,8 +115,8 @@ def folding(subject: Subject, device: torch.device) -> Call:
 
 
 def compressing(dense: nn.Module, num_atoms: int, device: torch.device) -> Call:
-    """`masa_vit.convert.compress.compress`, of a dense model to `num_atoms` atoms a dictionary."""
-    from masa_vit.convert.compress import compress
+    """`masa_vit.compress`, of a dense model to `num_atoms` atoms a dictionary."""
+    from masa_vit.compression import compress
 
     return timed('compress', partial(compress, dense, num_atoms=num_atoms), device)
 

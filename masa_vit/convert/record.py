@@ -16,7 +16,7 @@ _ACTIVATIONS = ('gelu', 'gelu_tanh', 'quick_gelu', 'silu', 'relu')
 _NORMS = ('layernorm', 'rmsnorm', 'simplenorm')
 
 
-def masa_record(model: Any, num_atoms: int, projections: str) -> tuple[str, dict[str, Any]]:
+def masa_record(model: Any, sharing: dict[str, Any]) -> tuple[str, dict[str, Any]]:
     """Name a MASA architecture, and the arguments that make it this model, compressed.
 
     The name is the registered one that is nearest in size and sharing; whatever the model differs
@@ -25,8 +25,8 @@ def masa_record(model: Any, num_atoms: int, projections: str) -> tuple[str, dict
 
     Args:
         model: A `VisionTransformer` of timm, with `pretrained_cfg`.
-        num_atoms: S.
-        projections: The projections that share, in order.
+        sharing: Arguments of `MasaVisionTransformer` that say what is shared: `num_atoms`,
+            `projections`, and `groups` and `residual_rank` if there are any.
     """
     args = vit_args(model)
     known = model.pretrained_cfg['architecture']
@@ -38,7 +38,6 @@ def masa_record(model: Any, num_atoms: int, projections: str) -> tuple[str, dict
         ),
         'base',
     )
-    sharing = {'num_atoms': num_atoms, 'projections': projections}
     suffix = next((s for s, value in SHARINGS.items() if value == sharing), 'masa_s4')
     signature = inspect.signature(VisionTransformer.__init__).parameters
     of_name = {
@@ -48,7 +47,7 @@ def masa_record(model: Any, num_atoms: int, projections: str) -> tuple[str, dict
         'norm_layer': 'layernorm',
     }
     args.update(sharing)
-    return f'vit_{size}_{suffix}', {k: v for k, v in args.items() if v != of_name[k]}
+    return f'vit_{size}_{suffix}', {k: v for k, v in args.items() if v != of_name.get(k)}
 
 
 def vit_args(model: Any) -> dict[str, Any]:

@@ -20,7 +20,12 @@ from masa_vit.layers.dictionaries import (
     parse_bank_name,
 )
 from masa_vit.layers.linear import SharedLinear
-from masa_vit.layers.sharing import COEFFICIENT_KINDS, read_dictionaries, share_linears
+from masa_vit.layers.sharing import (
+    COEFFICIENT_KINDS,
+    projection_shapes,
+    read_dictionaries,
+    share_linears,
+)
 
 __all__ = [
     'COEFFICIENT_KINDS',
@@ -43,6 +48,7 @@ __all__ = [
     'fold_linears',
     'orthogonal_coefficients',
     'parse_bank_name',
+    'projection_shapes',
     'read_dictionaries',
     'refresh',
     'share_linears',

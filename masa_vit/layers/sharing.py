@@ -68,7 +68,7 @@ def share_linears(
     if taken := [name for name in known if hasattr(CoefficientSource, name)]:
         raise ValueError(f'projections cannot be called {taken}: the names are in use')
     full = check_dictionaries(dictionaries, num_atoms, depth, known)
-    shapes = _projection_shapes(blocks, layout)
+    shapes = projection_shapes(blocks, layout)
     like = blocks[0].get_parameter(f'{_path_of(layout, next(iter(full.values())).names[0])}.weight')
     banks = nn.ModuleDict()
     bank_of: list[dict[str, AtomBank]] = [{} for _ in blocks]
@@ -159,10 +159,14 @@ def _path_of(layout: Mapping[str, Names], name: str) -> str:
     return next(path for path, names in layout.items() if name in names)
 
 
-def _projection_shapes(
+def projection_shapes(
     blocks: Sequence[nn.Module], layout: Mapping[str, Names]
 ) -> dict[str, tuple[int, int]]:
-    """Shape (out, in) of every projection, which all blocks must agree on."""
+    """Shape (out, in) of every projection.
+
+    Raises:
+        ValueError: If a block has not the linear maps of the layout, or other shapes than the others.
+    """
     shapes: dict[str, tuple[int, int]] = {}
     for index, block in enumerate(blocks):
         for path, names in layout.items():

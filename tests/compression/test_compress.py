@@ -10,7 +10,7 @@ from timm.models.vision_transformer import VisionTransformer
 from torch import nn
 
 import masa_vit
-from masa_vit.convert import compress, matrix_pca
+from masa_vit.compression import compress, matrix_pca
 
 DENSE = 'vit_tiny_patch16_224'
 VARIANTS = [

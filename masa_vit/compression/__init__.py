@@ -1,0 +1,19 @@
+"""Compress pretrained dense models: Matrix PCA, and what goes beyond it."""
+
+from masa_vit.compression.compress import (
+    GROUPINGS,
+    Compression,
+    compress,
+    compress_with_record,
+)
+from masa_vit.compression.pca import MatrixPCA, gram_matrix, matrix_pca
+
+__all__ = [
+    'GROUPINGS',
+    'Compression',
+    'MatrixPCA',
+    'compress',
+    'compress_with_record',
+    'gram_matrix',
+    'matrix_pca',
+]

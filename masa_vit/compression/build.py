@@ -1,0 +1,143 @@
+"""Make the MASA model out of a dense one and what was fitted to its weights."""
+
+from __future__ import annotations
+
+import copy
+from typing import Any, cast
+
+import torch
+from timm.models.vision_transformer import VisionTransformer
+from torch import nn
+
+from masa_vit.compression.solve import Solution
+from masa_vit.convert.record import masa_record, vit_args
+from masa_vit.layers import SharedLinear, projection_shapes, share_linears
+from masa_vit.models.sharing_args import (
+    LAYOUT,
+    PROJECTIONS,
+    parse_dictionaries,
+    parse_residual_rank,
+)
+from masa_vit.models.vision_transformer_masa import MasaVisionTransformer
+
+_SOURCES = ('url', 'file', 'state_dict', 'hf_hub_id', 'hf_hub_filename', 'source')
+"""Where timm's `pretrained_cfg` says that the weights come from."""
+
+
+def check_model(model: nn.Module) -> None:
+    """Raise unless `model` is a dense vision transformer of timm, with layers that can share."""
+    if any(isinstance(module, SharedLinear) for module in model.modules()):
+        raise ValueError(
+            f'this {type(model).__name__} shares its weights already: nothing to compress; '
+            'masa_vit.fold makes a dense model of it'
+        )
+    if type(model) is not VisionTransformer:
+        raise TypeError(
+            "compress takes timm's VisionTransformer itself (timm.models.vision_transformer), got "
+            f'{type(model).__name__}. For a wrapper, give the model inside; subclasses and other '
+            'architectures are compressed by masa_vit.compression.matrix_pca and masa_vit.layers by '
+            'hand'
+        )
+    projection_shapes(cast(Any, model).blocks, LAYOUT)
+
+
+def projection_weights(model: Any) -> dict[str, list[torch.Tensor]]:
+    """Name -> the weights (out, in) of all layers, views into the model's own."""
+    return {
+        name: [
+            block.get_submodule(path).weight.detach().chunk(len(names))[index]
+            for block in model.blocks
+        ]
+        for path, names in LAYOUT.items()
+        for index, name in enumerate(names)
+    }
+
+
+@torch.no_grad()
+def build(model: Any, solution: Solution) -> MasaVisionTransformer:
+    """Copy `model` as a MASA model with the fitted atoms, coefficients and residuals."""
+    args = sharing_args(solution)
+    names = args['projections']
+    # The weights that atoms will replace are not copied: memory, and time.
+    memo: dict[int, Any] = {}
+    for block in model.blocks:
+        for path, module in block.named_modules():
+            if isinstance(module, nn.Linear) and set(LAYOUT.get(path, '')) & set(names):
+                memo[id(module.weight)] = nn.Parameter(module.weight.to('meta'))
+    masa = copy.deepcopy(model, memo)
+    depth = len(masa.blocks)
+    dictionaries = parse_dictionaries(None, names, args['num_atoms'], args.get('groups'), depth)
+    ranks = parse_residual_rank(args.get('residual_rank', 0), names, depth)
+    with torch.random.fork_rng(devices=[]):  # draws initial coefficients, which nobody will see
+        banks, generator = share_linears(masa.blocks, LAYOUT, dictionaries, residual_ranks=ranks)
+    masa.__class__ = MasaVisionTransformer
+    masa.set_composition('kept')
+    masa.banks, masa.generator = banks.train(model.training), generator
+    _fill(masa, model, solution)
+    _rename(masa, model, args)
+    return masa
+
+
+def sharing_args(solution: Solution) -> dict[str, Any]:
+    """The arguments of `MasaVisionTransformer` that say what is shared, as short as they can be."""
+    groups, num_atoms, ranks = solution.sharing
+    args: dict[str, Any] = {
+        'num_atoms': _shortest({name: _shortest_list(of) for name, of in num_atoms.items()}),
+        'projections': ''.join(name for name in PROJECTIONS if name in num_atoms),
+    }
+    if len(groups) > 1:
+        args['groups'] = groups
+    rank = _shortest({name: _shortest_list(of) for name, of in ranks.items()})
+    return args if rank == 0 else {**args, 'residual_rank': rank}
+
+
+def _shortest_list(values: list[int]) -> int | list[int]:
+    return values[0] if len(set(values)) == 1 else values
+
+
+def _shortest(of_name: dict[str, Any]) -> Any:
+    first = next(iter(of_name.values()))
+    same = all(value == first for value in of_name.values())
+    return first if same and isinstance(first, int) else of_name
+
+
+def _fill(masa: Any, model: Any, solution: Solution) -> None:
+    """Write what was fitted, and the dense rows of projections that do not share."""
+    like = projection_weights(model)
+    fits = solution.fits
+    for key, (names, layers, _) in masa.dictionaries.items():
+        group = solution.sharing.groups.index(list(layers))
+        fit = fits[names[0]][group]
+        masa.banks[key].atoms = nn.Parameter(fit.atoms.to(like[names[0]][0]))
+        for index, layer in enumerate(layers):
+            row = fit.coef[index].to(like[names[0]][0], copy=True)
+            setattr(masa.blocks[layer].coef, names[0], nn.Parameter(row))
+            up, down = fit.residual[index]
+            if up.numel():
+                linear = next(
+                    masa.blocks[layer].get_submodule(path)
+                    for path, stacked in LAYOUT.items()
+                    if names[0] in stacked
+                )
+                setattr(linear, f'up_{names[0]}', nn.Parameter(up.to(like[names[0]][0])))
+                setattr(linear, f'down_{names[0]}', nn.Parameter(down.to(like[names[0]][0])))
+    for index, (block, dense) in enumerate(zip(masa.blocks, model.blocks, strict=True)):
+        block.coef.train(dense.training)
+        for path in LAYOUT:
+            shared = block.get_submodule(path)
+            if isinstance(shared, SharedLinear):
+                shared.train(dense.get_submodule(path).training)
+                for name in set(shared.names) - set(fits):
+                    setattr(shared, f'dense_{name}', nn.Parameter(like[name][index].clone()))
+
+
+def _rename(masa: Any, model: Any, args: dict[str, Any]) -> None:
+    """Make the records from which timm creates the model again those of the MASA model."""
+    if not getattr(model, 'pretrained_cfg', None):
+        return
+    architecture, args = masa_record(model, args)
+    # The place where the dense weights can be had is not the place of these.
+    cfg = {k: None if k in _SOURCES else v for k, v in model.pretrained_cfg.items()}
+    masa.pretrained_cfg = masa.default_cfg = {**cfg, 'architecture': architecture}
+    kept = {k: v for k, v in getattr(model, '_model_args', {}).items() if k not in vit_args(model)}
+    masa._model_args = {**kept, **args}

@@ -1,0 +1,219 @@
+"""What an error of a weight costs: statistics of a model on calibration images.
+
+The error of a compressed weight is ``||Q_l^T (W_l - What_l) P_l||^2`` with, for layer l,
+
+- ``P_l P_l^T = E[x x^T]``, the second moment of the inputs: the error of the output counts, not that
+  of the weight (as in SVD-LLM, https://arxiv.org/abs/2403.07378, and the MASA paper's refinement);
+- ``Q_l Q_l^T = E[g g^T]``, the second moment of the gradients at the output: an error counts as far
+  as the model's prediction feels it. Both together are the Kronecker-factored Fisher matrix (K-FAC,
+  https://arxiv.org/abs/1503.05671). Using it to fit shared atoms is our choice.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable, Iterable, Sequence
+from typing import Any, NamedTuple
+
+import torch
+from torch import nn
+from torch.nn import functional as F
+
+from masa_vit.models.sharing_args import LAYOUT
+
+WEIGHTINGS = ('none', 'input', 'fisher')
+"""What the error of a weight is weighed by: nothing, its inputs, or inputs and gradients."""
+
+RIDGE = 1e-4
+"""Added to second moments, in units of their mean variance: directions that the calibration images
+do not show are not free."""
+
+_RIDGES = (RIDGE, 1e-2, 1.0)
+
+
+class Metric(NamedTuple):
+    """Factors of the cost of an error in one projection of L layers; None: all directions alike."""
+
+    left: torch.Tensor | None = None
+    """Q (L, out, out)."""
+    right: torch.Tensor | None = None
+    """P (L, in, in)."""
+
+    def whiten(self, weights: torch.Tensor) -> torch.Tensor:
+        """Q^T W P, for weights (L, out, in)."""
+        if self.left is not None:
+            weights = self.left.mT @ weights
+        return weights if self.right is None else weights @ self.right
+
+    def whiten_back(self, weights: torch.Tensor) -> torch.Tensor:
+        """Undo `whiten`."""
+        if self.left is not None:
+            weights = torch.linalg.solve_triangular(self.left.mT, weights, upper=True)
+        if self.right is not None:
+            weights = torch.linalg.solve_triangular(self.right, weights, upper=False, left=False)
+        return weights
+
+    def energy(self, weights: torch.Tensor) -> torch.Tensor:
+        """The squared norm of each layer's weight (L,)."""
+        return self.whiten(weights).square().sum((1, 2))
+
+    def of(self, layers: Sequence[int]) -> Metric:
+        """Pick layers."""
+        return Metric(*(None if factor is None else factor[list(layers)] for factor in self))
+
+
+class Statistics(NamedTuple):
+    """Second moments on the calibration images, by projection, float64."""
+
+    inputs: dict[str, torch.Tensor]
+    """E[x x^T] over tokens, (L, in, in)."""
+    gradients: dict[str, torch.Tensor]
+    """E[g g^T] over tokens, (L, out, out); empty if none were asked for."""
+    num_images: int
+
+    def metrics(self, weights: dict[str, torch.Tensor], weighting: str) -> dict[str, Metric]:
+        """Make the metric of every projection.
+
+        Under 'input' every weight counts alike: the relative errors of the outputs are added, for
+        outputs of different layers have no common unit (ours). Under 'fisher' they have.
+        """
+        metrics = {}
+        for name, weight in weights.items():
+            left = None
+            right = torch.stack([_factor(moment) for moment in self.inputs[name]])
+            if weighting == 'fisher':
+                left = torch.stack([_factor(moment) for moment in self.gradients[name]])
+            else:
+                right = right / Metric(None, right).energy(weight).sqrt().view(-1, 1, 1)
+            metrics[name] = Metric(left, right)
+        return metrics
+
+
+def _factor(moment: torch.Tensor) -> torch.Tensor:
+    """Cholesky factor of a second moment, with as much ridge as it needs."""
+    variance = moment.diagonal().mean()
+    if not variance > 0:  # a projection that sees or feels nothing: any metric is right
+        return torch.eye(len(moment), dtype=moment.dtype, device=moment.device) * 1e-12
+    eye = torch.eye(len(moment), dtype=moment.dtype, device=moment.device)
+    for ridge in _RIDGES:
+        factor, info = torch.linalg.cholesky_ex(moment + ridge * variance * eye)
+        if not info:
+            return factor
+    raise ValueError(
+        'the second moments of the activations are not finite: are the calibration images?'
+    )
+
+
+def collect_statistics(
+    model: nn.Module, calibration: Iterable[torch.Tensor], gradients: bool = False, seed: int = 0
+) -> Statistics:
+    """Run a dense model on calibration images and take second moments in its attention layers.
+
+    Gradients are those of the log-likelihood of classes drawn from the model's own prediction: no
+    labels are needed, and their second moment is the Fisher matrix. For a model without a classifier
+    they are those of its features in random directions.
+
+    Args:
+        model: A timm `VisionTransformer`; left as it is.
+        calibration: Batches of images (B, C, H, W) as the model takes them.
+        gradients: Take the second moments of gradients too; costs a backward pass.
+        seed: Of the classes (or directions) drawn.
+
+    Raises:
+        ValueError: For images that are not finite or of a wrong shape, or too few: the moments of d
+            inputs need at least d tokens.
+    """
+    model = copy.deepcopy(model).eval().requires_grad_(False)
+    device = next(model.parameters()).device
+    generator = torch.Generator().manual_seed(seed)
+    collector = _Collector(model, gradients)
+    num_images = 0
+    try:
+        for images in calibration:
+            images = _check_images(images).to(device)
+            with torch.set_grad_enabled(gradients):
+                outputs = model(images.requires_grad_(gradients))
+                if gradients:
+                    _scalar(outputs, model, generator).backward()
+            num_images += len(images)
+    finally:
+        collector.remove()
+    collector.check(num_images)
+    return Statistics(collector.moments('inputs'), collector.moments('gradients'), num_images)
+
+
+def _check_images(images: Any) -> torch.Tensor:
+    if not isinstance(images, torch.Tensor) or images.ndim != 4 or not images.is_floating_point():
+        what = tuple(images.shape) if isinstance(images, torch.Tensor) else type(images).__name__
+        raise ValueError(
+            f'a calibration batch is {what}, expected images as the model takes them: a floating '
+            'tensor (batch, channels, height, width)'
+        )
+    if not torch.isfinite(images).all():
+        raise ValueError('the calibration images hold NaN or infinity')
+    return images.detach().clone()
+
+
+def _scalar(outputs: torch.Tensor, model: Any, generator: torch.Generator) -> torch.Tensor:
+    """Something whose gradients have the Fisher matrix as second moment."""
+    outputs = outputs.float()
+    if model.num_classes:
+        drawn = torch.multinomial(outputs.detach().softmax(1).cpu(), 1, generator=generator)
+        return F.cross_entropy(outputs, drawn[:, 0].to(outputs.device), reduction='sum')
+    direction = torch.randn(outputs.shape, generator=generator).to(outputs.device)
+    return (outputs * direction).sum()
+
+
+class _Collector:
+    """Hooks on the attention's linear maps, which add up second moments."""
+
+    def __init__(self, model: Any, gradients: bool) -> None:
+        self._depth = len(model.blocks)
+        self._sums: dict[tuple[str, str, int], torch.Tensor] = {}
+        self._tokens = 0
+        self._handles = []
+        for layer, block in enumerate(model.blocks):
+            for path in LAYOUT:
+                hook = self._hook(path, layer, gradients)
+                self._handles.append(block.get_submodule(path).register_forward_hook(hook))
+
+    def _hook(self, path: str, layer: int, gradients: bool) -> Callable[..., None]:
+        def hook(module: nn.Module, args: tuple[torch.Tensor, ...], out: torch.Tensor) -> None:
+            self._add('inputs', path, layer, args[0])
+            if (layer, path) == (0, next(iter(LAYOUT))):
+                self._tokens += args[0].numel() // args[0].shape[-1]
+            if gradients:
+                out.register_hook(lambda grad: self._add('gradients', path, layer, grad))
+
+        return hook
+
+    def _add(self, what: str, path: str, layer: int, values: torch.Tensor) -> None:
+        rows = values.detach().flatten(0, -2).double()
+        names = LAYOUT[path] if what == 'gradients' else [LAYOUT[path]]
+        for name, part in zip(names, rows.chunk(len(names), dim=1), strict=True):
+            key = (what, name, layer)
+            self._sums[key] = self._sums.get(key, 0) + part.T @ part
+
+    def remove(self) -> None:
+        for handle in self._handles:
+            handle.remove()
+
+    def check(self, num_images: int) -> None:
+        widths = [len(total) for (what, *_), total in self._sums.items() if what == 'inputs']
+        widest = max(widths, default=1)
+        if self._tokens < widest:
+            least = -(-widest * max(num_images, 1) // max(self._tokens, 1))
+            raise ValueError(
+                f'{num_images} calibration images give {self._tokens} tokens, too few for {widest} '
+                f'inputs of a projection: give at least {least} images, better some hundred'
+            )
+
+    def moments(self, what: str) -> dict[str, torch.Tensor]:
+        moments = {}
+        for names in LAYOUT.values():
+            for name in names:
+                of = name if what == 'gradients' else names
+                if (what, of, 0) in self._sums:
+                    totals = [self._sums[what, of, layer] for layer in range(self._depth)]
+                    moments[name] = torch.stack(totals) / self._tokens
+        return moments
