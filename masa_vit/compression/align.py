@@ -224,21 +224,19 @@ class _Search:
         """Move a layer's heads to where they agree best with the target; tell if any changed place."""
         here = torch.arange(self.heads.shape[1])
         order = self._order(layer, target) if assign else here
+        if moved := not torch.equal(order, here):
+            for values in (*self.rows.values(), *self.maps.values(), self.heads):
+                values[layer] = values[layer, order]
         for pair in _PAIRS:
             names = [name for name in pair if name in target]
-            turn = None
             if pair in self.free and names:
-                goal = torch.cat([target[name] for name in names], -1)
-                rows = torch.cat([self.rows[name][layer, order] for name in names], -1)
-                left, _, right = torch.linalg.svd(goal @ rows.mT)
-                turn = left @ right
-            for values in (*(self.rows[name] for name in pair), self.maps[pair]):
-                moved = values[layer, order]
-                values[layer] = moved if turn is None else turn @ moved
-        self.heads[layer] = self.heads[layer, order]
+                inner = torch.stack([target[name] @ self.rows[name][layer].mT for name in names])
+                left, _, right = torch.linalg.svd(inner.sum(0))
+                for values in (*(self.rows[name] for name in pair), self.maps[pair]):
+                    values[layer] = left @ right @ values[layer]
         for name, gram in self.grams.items():
             gram[layer] = gram[:, layer] = self._flat(name) @ self._flat(name)[layer]
-        return not torch.equal(order, here)
+        return moved
 
     def _order(self, layer: int, target: Mapping[str, Tensor]) -> Tensor:
         """Return which old head to put in each place."""
@@ -246,18 +244,18 @@ class _Search:
         gains = torch.zeros(num_heads, num_heads, dtype=torch.float64)
         for pair in _PAIRS:
             names = [name for name in pair if name in target]
-            if not names:
-                continue
-            goal = torch.cat([target[name] for name in names], -1)
-            rows = torch.cat([self.rows[name][layer] for name in names], -1)
-            if pair in self.free:
-                blocks = (goal.flatten(0, 1) @ rows.flatten(0, 1).T).view(
-                    num_heads, head_dim, num_heads, head_dim
+            goals = [target[name] for name in names]
+            rows = [self.rows[name][layer] for name in names]
+            if pair in self.free and names:
+                inner = torch.stack(
+                    [x.flatten(0, 1) @ y.flatten(0, 1).T for x, y in zip(goals, rows, strict=True)]
                 )
+                blocks = inner.sum(0).view(num_heads, head_dim, num_heads, head_dim)
                 # The nuclear norm is the inner product after the best rotation.
                 gains += torch.linalg.svdvals(blocks.transpose(1, 2)).sum(-1)
             else:
-                gains += goal.flatten(1) @ rows.flatten(1).T
+                for x, y in zip(goals, rows, strict=True):
+                    gains += x.flatten(1) @ y.flatten(1).T
         here = torch.arange(num_heads)
         order = _assignment(gains)
         better = gains[here, order].sum() - gains.trace() > 1e-9 * gains.abs().max()

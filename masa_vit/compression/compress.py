@@ -89,8 +89,8 @@ def compress(
     Args:
         model: A `VisionTransformer` of timm (ViT, DeiT-3, DINOv2, CLIP and SigLIP towers, ...), on
             any device, in any floating dtype. Left as it is.
-        num_atoms: Number of atoms S of each dictionary, 1 <= S <= layers of the group. S = depth loses
-            nothing and saves nothing. 'auto': what suits `budget` best.
+        num_atoms: Number of atoms S of each dictionary, less than there are layers. A group of fewer
+            layers has one atom for each. 'auto': what suits `budget` best.
         projections: The projections that share, letters out of 'qkvo'; the others are dense.
         groups: Layers that share with each other only, a dictionary for each group: lists of
             layers, or a way to find `num_groups` of them: 'uniform' runs of layers; 'kl' (the
@@ -183,13 +183,6 @@ def compress_with_record(
     else:
         numbers = _numbers(model, weights, budget)
         solution = _spend(weights, found, numbers, num_atoms, residual_rank, metrics, sweeps)
-    if any(
-        n >= len(g) > 1
-        for n, g in zip(next(iter(solution.sharing.num_atoms.values())), found, strict=True)
-    ):
-        _logger.warning(
-            'num_atoms=%s is the number of layers of a group: nothing is saved there', num_atoms
-        )
     return Compression(build(model, solution), model, solution, statistics, alignment)
 
 
@@ -240,11 +233,11 @@ def _batches(
 
 def _check_number(num_atoms: int, groups: Groups) -> None:
     largest = max(map(len, groups))
-    if num_atoms > largest:
+    if num_atoms >= largest:
+        of = f'{largest} layers' if len(groups) == 1 else f'groups of at most {largest} layers'
         raise ValueError(
-            f'num_atoms={num_atoms} is larger than the number of layers, {largest}'
-            + (', of the largest group' if len(groups) > 1 else '')
-            + f': nothing would be saved. Choose num_atoms < {largest} (a third is the usual choice).'
+            f'num_atoms={num_atoms} for {of} saves nothing: choose at most {largest - 1} (a third of '
+            'the layers is the usual choice)'
         )
 
 
