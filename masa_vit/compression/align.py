@@ -31,6 +31,7 @@ __all__ = [
     'apply_alignment',
     'attention_weights',
     'gaussian_control',
+    'gaussian_like',
 ]
 
 MODES = ('permutation', 'rotation', 'invertible')
@@ -135,6 +136,20 @@ def align(
     return Alignment(heads, maps['qk'], maps['vo'], tuple(energy))
 
 
+def gaussian_like(weights: Mapping[str, Tensor], seed: int = 0) -> dict[str, Tensor]:
+    """Gaussian matrices with the shapes and norms of weights (L, out, in); unequal norms count.
+
+    torch's own generator is not drawn from.
+    """
+    generator = torch.Generator().manual_seed(seed)
+    drawn = {}
+    for name, value in weights.items():
+        norms = value.flatten(1).norm(dim=1).double().cpu()
+        noise = torch.randn(value.shape, generator=generator, dtype=torch.float64)
+        drawn[name] = noise * (norms / noise.flatten(1).norm(dim=1))[:, None, None]
+    return drawn
+
+
 def gaussian_control(
     weights: Mapping[str, Tensor], num_heads: int, *args: Any, seed: int = 0, **kwargs: Any
 ) -> Alignment:
@@ -147,19 +162,13 @@ def gaussian_control(
         weights: As for `align`.
         num_heads: H.
         args: Further arguments of `align`.
-        seed: Of the matrices. torch's own generator is not drawn from.
+        seed: Of the matrices.
         kwargs: Further arguments of `align`.
 
     Returns:
         The alignment, for its `energy`.
     """
-    generator = torch.Generator().manual_seed(seed)
-    drawn = {}
-    for name, rows in split_heads(weights, num_heads).items():
-        norms = rows.flatten(1).norm(dim=1)
-        noise = torch.randn(weights[name].shape, generator=generator, dtype=torch.float64)
-        drawn[name] = noise * (norms / noise.flatten(1).norm(dim=1))[:, None, None]
-    return align(drawn, num_heads, *args, **kwargs)
+    return align(gaussian_like(weights, seed), num_heads, *args, **kwargs)
 
 
 class _Search:

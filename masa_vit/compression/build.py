@@ -53,6 +53,14 @@ def projection_weights(model: Any) -> dict[str, list[torch.Tensor]]:
     }
 
 
+def stacked_weights(model: Any) -> dict[str, torch.Tensor]:
+    """Name -> the weights of all layers (L, out, in), float64, on the CPU."""
+    return {
+        name: torch.stack([row.cpu().double() for row in rows])
+        for name, rows in projection_weights(model).items()
+    }
+
+
 @torch.no_grad()
 def build(model: Any, solution: Solution) -> MasaVisionTransformer:
     """Copy `model` as a MASA model with the fitted atoms, coefficients and residuals."""

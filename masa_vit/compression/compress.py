@@ -9,9 +9,9 @@ from typing import Any, NamedTuple
 import torch
 from torch import nn
 
-from masa_vit.compression.align import MODES, Alignment, allowed, apply_alignment
+from masa_vit.compression.align import MODES, Alignment, Allowed, allowed, apply_alignment
 from masa_vit.compression.align import align as align_heads
-from masa_vit.compression.build import build, check_model, projection_weights
+from masa_vit.compression.build import build, check_model, projection_weights, stacked_weights
 from masa_vit.compression.groups import (
     Groups,
     check_groups,
@@ -55,6 +55,8 @@ class Compression(NamedTuple):
     statistics: Statistics | None
     """Of `dense` on the calibration images."""
     alignment: Alignment | None
+    mode: str | None
+    """Of the alignment."""
 
 
 def compress(
@@ -167,7 +169,11 @@ def compress_with_record(
     alignment = None
     if align is not None:
         number = max(1, depth // 3) if num_atoms == 'auto' else int(num_atoms)
-        model, alignment = _align(model, names, number, found, align)
+        may = allowed(model)
+        for reason in may.reasons:
+            _logger.warning('%s', reason)
+        alignment = align_weights(stacked_weights(model), may, names, number, found, align)
+        model = apply_alignment(model, alignment)
         weights = {name: rows for name, rows in projection_weights(model).items() if name in names}
     statistics = metrics = None
     if batches:
@@ -183,7 +189,7 @@ def compress_with_record(
     else:
         numbers = _numbers(model, weights, budget)
         solution = _spend(weights, found, numbers, num_atoms, residual_rank, metrics, sweeps)
-    return Compression(build(model, solution), model, solution, statistics, alignment)
+    return Compression(build(model, solution), model, solution, statistics, alignment, align)
 
 
 def _check_choices(
@@ -266,27 +272,19 @@ def _find_groups(
     return cluster_groups(grams, num_groups, groups)
 
 
-def _align(
-    model: nn.Module, names: str, num_atoms: int, groups: Groups, mode: str
-) -> tuple[nn.Module, Alignment]:
-    may = allowed(model)
-    for reason in may.reasons:
-        _logger.warning('%s', reason)
-    every = {
-        name: torch.stack([row.cpu().double() for row in rows])
-        for name, rows in projection_weights(model).items()
-    }
-    found = align_heads(
-        every,
-        may.num_heads,
-        [min(num_atoms, len(group)) for group in groups],
-        groups,
-        mode,
-        may.rotate_qk,
-        may.rotate_vo,
-        names,
+def align_weights(
+    weights: Mapping[str, torch.Tensor],
+    may: Allowed,
+    names: str,
+    num_atoms: int,
+    groups: Groups,
+    mode: str,
+) -> Alignment:
+    """Align for what `solve` will do: S atoms for each group of the projections in `names`."""
+    numbers = [min(num_atoms, len(group)) for group in groups]
+    return align_heads(
+        weights, may.num_heads, numbers, groups, mode, may.rotate_qk, may.rotate_vo, names
     )
-    return apply_alignment(model, found), found
 
 
 def _numbers(model: nn.Module, weights: Mapping[str, Sequence[torch.Tensor]], budget: float) -> int:

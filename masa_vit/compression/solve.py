@@ -43,6 +43,8 @@ class Solution(NamedTuple):
     """Projection -> the fit of each group."""
     cost: float
     """What is lost, over what there was, in the metric of the fit."""
+    sweeps: int
+    """How often atoms and residual were fitted in turn."""
 
 
 class Ranks(NamedTuple):
@@ -114,7 +116,7 @@ def _atoms_alone(
                 lost += float(metric.energy(stacked - fit.shared()).sum())
                 total += float(metric.energy(stacked).sum())
     sharing = Sharing(groups, numbers, {name: [0] * len(rows) for name, rows in weights.items()})
-    return Solution(sharing, fits, lost / max(total, 1e-300))
+    return Solution(sharing, fits, lost / max(total, 1e-300), 1)
 
 
 class _Problem:
@@ -151,7 +153,7 @@ class _Problem:
         }
         left = {name: weight - shared[name] - own[name] for name, weight in self.weights.items()}
         cost = self._cost(left) / max(self._cost(self.weights), 1e-300)
-        return Solution(Sharing(self.groups, self.numbers, ranks), fits, cost)
+        return Solution(Sharing(self.groups, self.numbers, ranks), fits, cost, sweeps)
 
     def _fit_atoms(
         self,

@@ -1,0 +1,157 @@
+"""`masa-vit compress`: a dense model as a MASA model in a folder, with a report."""
+
+from __future__ import annotations
+
+import argparse
+import ast
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from torch import nn
+
+from masa_vit.compression import report as reporting
+from masa_vit.compression.align import MODES
+from masa_vit.compression.compress import GROUPINGS, Compression, compress_with_record
+from masa_vit.compression.folder_data import Data, folder_data
+from masa_vit.compression.metric import WEIGHTINGS
+from masa_vit.compression.solve import ALLOCATIONS
+from masa_vit.export.folder import FILES, export_hub
+from masa_vit.export.source import add_source_arguments, load_source
+from masa_vit.export.writing import check_free, staged
+
+REPORT, PICTURE = 'report.json', 'report.png'
+
+
+LoadData = Callable[[argparse.Namespace, nn.Module], Data]
+"""The images of the config of a training run."""
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Add the arguments of `masa-vit compress`."""
+    add_source_arguments(parser)
+    parser.add_argument(
+        '--out',
+        type=Path,
+        required=True,
+        help="folder for the model (timm's layout) and the report",
+    )
+    parser.add_argument('--force', action='store_true', help='replace files that exist')
+    how = parser.add_argument_group('how', 'the defaults are plain Matrix PCA')
+    how.add_argument(
+        '--num-atoms', type=_number_or_auto, default=4, metavar='S|auto', help='of each dictionary'
+    )
+    how.add_argument('--projections', default='qkvo', help='those that share (default: qkvo)')
+    how.add_argument(
+        '--groups',
+        type=_groups,
+        metavar='HOW|LISTS',
+        help=f'a dictionary for each group of layers: {", ".join(GROUPINGS)}, or [[0,1],[2,3]]',
+    )
+    how.add_argument('--num-groups', type=int, default=3, metavar='N', help='to find (default: 3)')
+    how.add_argument('--align', choices=MODES, help='change heads, not the function, to fit better')
+    how.add_argument(
+        '--weighting', choices=WEIGHTINGS, default='none', help='what an error is weighed by'
+    )
+    how.add_argument(
+        '--residual-rank',
+        type=_rank,
+        default=0,
+        metavar='K|HOW',
+        help=f"rank of a part that is each layer's own, or, with --budget, {' or '.join(ALLOCATIONS)}",
+    )
+    how.add_argument(
+        '--budget',
+        type=float,
+        metavar='SHARE|COUNT',
+        help="share of the attention's weights to keep, or parameters of the whole model",
+    )
+    how.add_argument('--sweeps', type=int, metavar='N', help='of atoms and residual in turn')
+    data = parser.add_argument_group(
+        'images', 'from the config of a training run, else from folders'
+    )
+    data.add_argument('--calibration', metavar='FOLDER', help='images, from the training set')
+    data.add_argument(
+        '--num-images', type=int, default=1024, metavar='N', help='for calibration (default: 1024)'
+    )
+    data.add_argument('--val', metavar='FOLDER', help='folders of classes, for top-1')
+    data.add_argument('--batch-size', type=int, default=64, metavar='B')
+    data.add_argument('--no-control', action='store_true', help='leave out the Gaussian matrices')
+
+
+def run(
+    args: argparse.Namespace, load_classifier: Any = None, load_data: LoadData | None = None
+) -> int:
+    """Run `masa-vit compress`, with loaders for the configs of training runs."""
+    check_free(args.out, [*FILES, REPORT, PICTURE], args.force)
+    model = load_source(
+        args.source,
+        checkpoint=args.checkpoint,
+        pretrained=args.pretrained,
+        model_args=dict(args.model_args),
+        load_classifier=load_classifier,
+    ).eval()
+    data = (load_data or folder_data)(args, model)
+    compression = compress_with_record(
+        model,
+        args.num_atoms,
+        args.projections,
+        groups=args.groups,
+        num_groups=args.num_groups,
+        align=args.align,
+        weighting=args.weighting,
+        residual_rank=args.residual_rank,
+        budget=args.budget,
+        calibration=data.calibration,
+        sweeps=args.sweeps,
+    )
+    top1 = {}
+    if data.validation is not None:
+        for name, measured in (('before', model), ('after', compression.model)):
+            top1[name] = reporting.top1_accuracy(measured, data.validation())
+    report = reporting.make_report(compression, top1, control=not args.no_control)
+    _write(compression, report, args)
+    _print(report, args.out)
+    return 0
+
+
+def _write(compression: Compression, report: reporting.Report, args: argparse.Namespace) -> None:
+    with staged(args.out, [REPORT, PICTURE], args.force) as stage:
+        (stage / REPORT).write_text(json.dumps(report, indent=2) + '\n', encoding='utf-8')
+        reporting.draw(report).savefig(stage / PICTURE, dpi=150)
+        export_hub(compression.model, args.out, force=args.force)
+
+
+def _print(report: reporting.Report, out: Path) -> None:
+    from rich.console import Console
+
+    console = Console()
+    console.print(reporting.make_table(report))
+    for line in reporting.describe(report):
+        console.print(line, highlight=False)
+    console.print(
+        f"\nmodel:   timm.create_model('local-dir:{out}', pretrained=True)\nreport:  {out / REPORT}\n"
+        f'picture: {out / PICTURE}',
+        highlight=False,
+        soft_wrap=True,
+    )
+
+
+def _number_or_auto(text: str) -> int | str:
+    return text if text == 'auto' else int(text)
+
+
+def _rank(text: str) -> int | str:
+    return text if text in ALLOCATIONS else int(text)
+
+
+def _groups(text: str) -> Any:
+    if text in GROUPINGS:
+        return text
+    try:
+        return ast.literal_eval(text)
+    except (ValueError, SyntaxError):
+        raise argparse.ArgumentTypeError(
+            f'{text!r}: expected one of {", ".join(GROUPINGS)}, or lists such as [[0,1],[2,3]]'
+        ) from None

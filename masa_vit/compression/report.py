@@ -1,0 +1,236 @@
+"""What a compression costs and keeps: numbers, a table and a picture of them."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import asdict
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import nn
+
+from masa_vit.analysis import count_parameters
+from masa_vit.compression.align import allowed, gaussian_like
+from masa_vit.compression.build import sharing_args, stacked_weights
+from masa_vit.compression.compress import Compression, align_weights
+from masa_vit.compression.solve import Solution, solve
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+    from rich.table import Table
+
+LOSSY = 2.0
+"""Points of top-1 that may be lost before a report calls a compression too lossy to use untuned."""
+
+_LOSSY_OUTPUT = 0.1
+"""Where no top-1 is known: the mean relative error of the outputs, above which it does."""
+
+_LOSSY_ENERGY = 0.9
+"""Where no calibration images are given either: the share of energy, below which it does."""
+
+Report = dict[str, Any]
+"""As written to `report.json`: see `make_report`."""
+
+
+def make_report(
+    compression: Compression, top1: Mapping[str, float] | None = None, control: bool = True
+) -> Report:
+    """Measure a compression.
+
+    Args:
+        compression: What `compress_with_record` returned.
+        top1: Accuracies in percent, 'before' and 'after', and any more ('epoch 3', ...).
+        control: Compress Gaussian matrices of the same shapes and norms in the same way too, for
+            comparison: takes as long again as the compression without calibration images.
+
+    Returns:
+        A dict for JSON: `sharing` (the arguments of the model), `parameters` (attention and total,
+        before and after), `rows` (projection, layers, num_atoms, mean rank, energy kept, that of
+        Gaussian matrices, relative error of the outputs on the calibration images), `energy` and
+        `gaussian` over all, `cost` in the metric of the fit, `alignment` (the share of energy that
+        plain atoms capture, before and after), `top1`, and the verdict, `too_lossy`, with `why`.
+    """
+    solution = compression.solution
+    weights = {
+        name: weight
+        for name, weight in stacked_weights(compression.dense).items()
+        if name in solution.fits
+    }
+    gaussian = _gaussian_fits(compression, weights) if control else None
+    rows = []
+    kept = total = kept_gaussian = total_gaussian = 0.0
+    for name, weight in weights.items():
+        for index, layers in enumerate(solution.sharing.groups):
+            fit = solution.fits[name][index]
+            of_group = weight[layers]
+            energy = float(of_group.square().sum())
+            lost = float((of_group - fit.weights()).square().sum())
+            row: dict[str, Any] = {
+                'projection': name,
+                'layers': list(layers),
+                'num_atoms': len(fit.atoms),
+                'mean_rank': sum(up.shape[1] for up, _ in fit.residual) / len(layers),
+                'energy': 1 - lost / max(energy, 1e-300),
+            }
+            kept, total = kept + energy - lost, total + energy
+            if gaussian is not None:
+                noise, of_noise = gaussian
+                drawn = noise[name][layers]
+                energy = float(drawn.square().sum())
+                lost = float((drawn - of_noise.fits[name][index].weights()).square().sum())
+                row['gaussian'] = 1 - lost / max(energy, 1e-300)
+                kept_gaussian, total_gaussian = (
+                    kept_gaussian + energy - lost,
+                    total_gaussian + energy,
+                )
+            if compression.statistics is not None:
+                moments = compression.statistics.inputs[name][layers]
+                row['output_error'] = _output_error(of_group, fit.weights(), moments)
+            rows.append(row)
+    report: Report = {
+        'sharing': sharing_args(solution),
+        'parameters': {
+            'dense': asdict(count_parameters(compression.dense)),
+            'compressed': asdict(count_parameters(compression.model)),
+        },
+        'rows': rows,
+        'energy': kept / max(total, 1e-300),
+        'cost': solution.cost,
+    }
+    if gaussian is not None:
+        report['gaussian'] = kept_gaussian / max(total_gaussian, 1e-300)
+    if compression.alignment is not None:
+        shares = compression.alignment.energy
+        report['alignment'] = {'before': shares[0], 'after': shares[-1]}
+    if compression.statistics is not None:
+        report['calibration_images'] = compression.statistics.num_images
+    report['top1'] = dict(top1 or {})
+    report['too_lossy'], report['why'] = _verdict(report)
+    return report
+
+
+def _gaussian_fits(
+    compression: Compression, weights: Mapping[str, torch.Tensor]
+) -> tuple[dict[str, torch.Tensor], Solution]:
+    """Gaussian matrices with the norms of the weights, aligned and compressed as these were."""
+    groups, num_atoms, ranks = compression.solution.sharing
+    noise = gaussian_like(stacked_weights(compression.dense))
+    number = max(max(of_group) for of_group in num_atoms.values())
+    if compression.mode is not None:
+        may, names = allowed(compression.dense), ''.join(weights)
+        found = align_weights(noise, may, names, number, groups, compression.mode)
+        noise = found.transform(noise)
+    own = ranks if any(map(any, ranks.values())) else None
+    rows = {name: [*noise[name]] for name in weights}
+    return noise, solve(rows, groups, number, own, sweeps=compression.solution.sweeps)
+
+
+def _output_error(weights: torch.Tensor, fitted: torch.Tensor, moments: torch.Tensor) -> float:
+    """Relative squared error of the outputs, in the mean over layers."""
+    left = weights - fitted
+    lost = ((left @ moments) * left).sum((1, 2))
+    return float((lost / ((weights @ moments) * weights).sum((1, 2)).clamp(min=1e-300)).mean())
+
+
+def _verdict(report: Report) -> tuple[bool, str]:
+    """Whether the model is too lossy to use untuned, and by what it is told."""
+    top1 = report['top1']
+    if 'before' in top1 and 'after' in top1:
+        lost = top1['before'] - top1['after']
+        return lost > LOSSY, f'{lost:.1f} points of top-1 are lost'
+    errors = [row['output_error'] for row in report['rows'] if 'output_error' in row]
+    if errors:
+        error = sum(errors) / len(errors)
+        return error > _LOSSY_OUTPUT, f'the outputs of the projections are off by {error:.0%}'
+    energy = report['energy']
+    return energy < _LOSSY_ENERGY, f'{energy:.0%} of the energy of the weights is kept'
+
+
+def top1_accuracy(model: nn.Module, batches: Iterable[tuple[torch.Tensor, torch.Tensor]]) -> float:
+    """Percent of images (B, C, H, W) whose class (B,) the model finds, in evaluation mode."""
+    device = next(model.parameters()).device
+    was_training = model.training
+    right = count = 0
+    with torch.inference_mode():
+        model.eval()
+        for images, targets in batches:
+            found = model(images.to(device)).argmax(1).cpu()
+            right += int((found == targets).sum())
+            count += len(targets)
+    model.train(was_training)
+    if not count:
+        raise ValueError('there are no images to take top-1 on')
+    return 100.0 * right / count
+
+
+def make_table(report: Report) -> Table:
+    """The rows of a report, for the terminal."""
+    from rich.table import Table
+
+    table = Table(title='Energy of the weights that is kept')
+    table.add_column('projection')
+    table.add_column('layers')
+    for name in ('atoms', 'mean rank', 'kept', 'of Gaussian matrices', 'error of outputs'):
+        table.add_column(name, justify='right')
+    for row in report['rows']:
+        layers = row['layers']
+        run = layers == [*range(layers[0], layers[-1] + 1)]
+        table.add_row(
+            row['projection'].upper(),
+            f'{layers[0]} to {layers[-1]}' if run else ', '.join(map(str, layers)),
+            str(row['num_atoms']),
+            f'{row["mean_rank"]:.1f}',
+            f'{row["energy"]:.1%}',
+            f'{row["gaussian"]:.1%}' if 'gaussian' in row else '',
+            f'{row["output_error"]:.1%}' if 'output_error' in row else '',
+        )
+    return table
+
+
+def describe(report: Report) -> list[str]:
+    """The figures of a report that stand beside its table, as lines."""
+    dense, compressed = (report['parameters'][key] for key in ('dense', 'compressed'))
+    lines = []
+    for key in ('attention', 'total'):
+        share = 1 - compressed[key] / dense[key]
+        lines.append(
+            f'{key + " parameters:":22}{dense[key]:>13,} -> {compressed[key]:>13,} (-{share:.1%})'
+        )
+    energy = f'{"energy kept:":22}{report["energy"]:.1%}'
+    if 'gaussian' in report:
+        energy += f' (Gaussian matrices: {report["gaussian"]:.1%}, which is no redundancy)'
+    lines.append(energy)
+    if 'alignment' in report:
+        before, after = report['alignment']['before'], report['alignment']['after']
+        lines.append(f'{"alignment:":22}atoms alone capture {before:.1%} -> {after:.1%}')
+    if report['top1']:
+        shown = ', '.join(f'{name} {value:.2f}' for name, value in report['top1'].items())
+        lines.append(f'{"top-1:":22}{shown}')
+    verdict = 'too lossy to use untuned: fine-tune it' if report['too_lossy'] else 'usable untuned'
+    lines.append(f'{"verdict:":22}{verdict} ({report["why"]})')
+    return lines
+
+
+def draw(report: Report) -> Figure:
+    """Draw the energy kept, by projection and group, beside that of Gaussian matrices."""
+    from matplotlib.figure import Figure
+
+    rows = report['rows']
+    labels = [
+        row['projection'].upper()
+        + (f'\n{row["layers"][0]}-{row["layers"][-1]}' if len(rows) > len('qkvo') else '')
+        for row in rows
+    ]
+    figure = Figure(figsize=(max(4.0, 1.5 + 0.6 * len(rows)), 3), layout='constrained')
+    ax = figure.subplots()
+    places = range(len(rows))
+    ax.bar([p - 0.2 for p in places], [100 * row['energy'] for row in rows], 0.4, label='weights')
+    if 'gaussian' in report:
+        heights = [100 * row['gaussian'] for row in rows]
+        ax.bar(
+            [p + 0.2 for p in places], heights, 0.4, color='0.75', hatch='//',
+            edgecolor='0.4', label='Gaussian matrices',
+        )  # fmt: skip
+    ax.set(ylabel='energy kept, %', ylim=(0, 100), xticks=list(places), xticklabels=labels)
+    ax.legend(fontsize='small', loc='lower right')
+    return figure
