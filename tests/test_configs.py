@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import json
 from pathlib import Path
 
 import numpy as np
@@ -44,6 +45,29 @@ class Fake(ImageDataset):
         return self.images[index]
 
 
+@pytest.fixture(scope='module')
+def work_place(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Holds the folders that configs name, as compressing leaves them, but for the weights."""
+    place = tmp_path_factory.mktemp('work_place')
+    d64 = load_config(CONFIGS['vit_d64_l12_dense_cifar10']).model.model_args.to_dict()
+    for name, size, args in (('d64', 'tiny', d64), ('vit_base', 'base', {})):
+        folder = place / 'work_dirs' / f'compressed_{name}'
+        folder.mkdir(parents=True)
+        config = {
+            'architecture': f'vit_{size}_masa_s4',
+            'num_classes': 10,
+            'model_args': args,
+            'pretrained_cfg': {'num_classes': 10, 'classifier': 'head'},
+        }
+        (folder / 'config.json').write_text(json.dumps(config))
+    return place
+
+
+@pytest.fixture(autouse=True)
+def _at_work(work_place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(work_place)
+
+
 def meta_model(cfg: Config) -> torch.nn.Module:
     with torch.device('meta'):
         return MODELS.build(cfg.model)
@@ -77,7 +101,9 @@ def test_data(name: str) -> None:
     preprocessor = MODELS.build(cfg.get('data_preprocessor', dict(type='ImagePreprocessor')))
     side = SIDES.get(dataset_name(name))
     size = (side, side) if side else (300, 280)
-    img_size = cfg.model.model_args.get('img_size', 224)
+    img_size = cfg.model.get('model_args', {}).get('img_size', 224)
+    if cfg.model.model_name.startswith('local-dir:'):
+        (img_size, _) = meta_model(cfg).model.patch_embed.img_size
     for loader in (cfg.train_dataloader, cfg.val_dataloader):
         dataset_cfg = dict(loader.dataset)
         dataset_type = DATASETS.get(dataset_cfg.pop('type'))

@@ -5,6 +5,7 @@ Needs the ``train`` extra. Importing it registers its classes with mmengine.
 
 from .classifier import ImageClassifier
 from .datasets import Digits, ImageDataset, ImageFolder, ImageNet, TorchvisionDataset
+from .distillation import DistilledClassifier
 from .hooks import NumClassesCheckHook, SkippedImagesHook
 from .metrics import Accuracy
 from .preprocessor import ImagePreprocessor
@@ -14,6 +15,7 @@ __all__ = [
     'Accuracy',
     'Albumentations',
     'Digits',
+    'DistilledClassifier',
     'ImageClassifier',
     'ImageDataset',
     'ImageFolder',

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import inspect
 import logging
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -16,7 +17,10 @@ from torch import Tensor, nn
 
 from masa_vit.models import create_timm_model
 
-__all__ = ['ImageClassifier']
+__all__ = ['ImageClassifier', 'create_model', 'weights_of']
+
+LOCAL_DIR = 'local-dir:'
+"""How timm marks a model's name as a folder."""
 
 
 @MODELS.register_module()
@@ -26,14 +30,15 @@ class ImageClassifier(BaseModel):
     A configuration of a MASA model and one of its dense twin differ in ``model_name`` only.
 
     Args:
-        model_name: a name that timm knows, ours or any other.
+        model_name: a name that timm knows, ours or any other; 'local-dir:FOLDER' for the model whose
+            folder `masa-vit compress` (or `timm.models.save_for_hf`) wrote.
         num_classes: size of the head.
         model_args: further arguments of ``timm.create_model``: ``img_size``, ``embed_dim``,
             ``drop_path_rate``, ``num_atoms``...
         label_smoothing: in [0, 1).
         mixup: arguments of ``timm.data.Mixup``: ``mixup_alpha``, ``cutmix_alpha``, ``prob``...
-        init_from: weights to start training from (fine-tuning): the path of a checkpoint, or a
-            timm model's name for that model's pretrained weights.
+        init_from: weights to start training from (fine-tuning): the path of a checkpoint or of a
+            folder as above, or a timm model's name for that model's pretrained weights.
         grad_checkpointing: recompute activations in the backward pass: less memory, more time.
         data_preprocessor: default: :class:`ImagePreprocessor` with ImageNet's mean and std.
     """
@@ -57,7 +62,7 @@ class ImageClassifier(BaseModel):
         self.num_classes = num_classes
         self.label_smoothing = label_smoothing
         self.init_from = init_from
-        self.model = _create_model(model_name, num_classes, dict(model_args or {}))
+        self.model = create_model(model_name, num_classes, dict(model_args or {}))
         self.mixup = _create_mixup(mixup, label_smoothing, num_classes) if mixup else None
         if grad_checkpointing:
             self.model.set_grad_checkpointing()
@@ -71,7 +76,7 @@ class ImageClassifier(BaseModel):
         if self.init_from:
             from masa_vit.models import load_weights
 
-            report = load_weights(self.model, self.init_from)
+            report = load_weights(self.model, weights_of(self.init_from))
             level = logging.WARNING if report.missing else logging.INFO
             print_log(f'initial weights from {self.init_from}:\n{report}', 'current', level)
 
@@ -97,9 +102,21 @@ class ImageClassifier(BaseModel):
         if not len(targets):
             return {'loss': self.model(inputs).float().sum() * 0.0}
         if self.mixup is not None:
-            inputs, soft_targets = self._mix(inputs, targets)
-            return {'loss': F.cross_entropy(self.model(inputs).float(), soft_targets)}
-        logits = self.model(inputs).float()
+            inputs, targets = self._mix(inputs, targets)
+        return self.loss(inputs, targets)
+
+    def loss(self, inputs: Tensor, targets: Tensor) -> dict[str, Tensor]:
+        """What mode ``'loss'`` gives for a batch that is not empty, mixed if it is to be.
+
+        Args:
+            inputs: (B, 3, H, W).
+            targets: class indices (B,) or, of mixed images, probabilities (B, classes).
+        """
+        return self._rate(self.model(inputs).float(), targets)
+
+    def _rate(self, logits: Tensor, targets: Tensor) -> dict[str, Tensor]:
+        if targets.is_floating_point():  # mixed, and smoothed in mixing
+            return {'loss': F.cross_entropy(logits, targets)}
         loss = F.cross_entropy(logits, targets, label_smoothing=self.label_smoothing)
         top1 = 100.0 * (logits.detach().argmax(dim=1) == targets).float().mean()
         return {'loss': loss, 'top1': top1}
@@ -119,10 +136,42 @@ class ImageClassifier(BaseModel):
         return mixed, soft
 
 
-def _create_model(name: str, num_classes: int, args: dict[str, Any]) -> Any:
+def create_model(name: str, num_classes: int, args: dict[str, Any]) -> Any:
+    """Create the timm model of a config.
+
+    Raises:
+        FileNotFoundError: if `name` is 'local-dir:FOLDER', and there is no model in the folder.
+        ValueError: for an unknown name, or an argument that does not belong there.
+    """
     if 'num_classes' in args:
         raise ValueError('num_classes belongs beside model_args, not into it')
+    folder = name.removeprefix(LOCAL_DIR)
+    if folder != name and not (Path(folder) / 'config.json').is_file():
+        raise FileNotFoundError(
+            f'model_name {name!r}: no config.json in the folder {Path(folder).absolute()}. '
+            '`masa-vit compress` writes a compressed model there; one that lies elsewhere is named '
+            'by --cfg-options model.model_name=local-dir:FOLDER model.init_from=FOLDER'
+        )
     return create_timm_model(name, args, num_classes=num_classes)
+
+
+def weights_of(source: str) -> str:
+    """The file of weights in a folder of timm's Hub layout; any other source as it is.
+
+    Raises:
+        FileNotFoundError: if the folder has none.
+    """
+    folder = Path(source.removeprefix(LOCAL_DIR))
+    if not folder.is_dir():
+        return str(folder) if source.startswith(LOCAL_DIR) else source
+    for name in ('model.safetensors', 'pytorch_model.bin'):  # timm's own names
+        if (folder / name).is_file():
+            return str(folder / name)
+    raise FileNotFoundError(
+        f'init_from {source!r}: neither model.safetensors nor pytorch_model.bin in the folder '
+        f'{folder.absolute()}. `masa-vit compress` writes the first; any other checkpoint is named '
+        'by its file'
+    )
 
 
 def _create_mixup(args: dict, label_smoothing: float, num_classes: int) -> Mixup:

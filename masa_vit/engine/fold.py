@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import argparse
+import inspect
+import json
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +15,7 @@ from mmengine.runner import save_checkpoint
 from torch import nn
 
 import masa_vit
+from masa_vit.cls import DistilledClassifier, ImageClassifier
 from masa_vit.convert.fold import MASA_ARGS
 from masa_vit.engine.build import build_model
 from masa_vit.engine.config import load_config
@@ -20,6 +23,11 @@ from masa_vit.engine.files import read_checkpoint
 from masa_vit.models import MasaVisionTransformer, dense_architecture
 
 TOLERANCE = 1e-4
+
+_TEACHER_ARGS = frozenset(inspect.signature(DistilledClassifier).parameters) - frozenset(
+    inspect.signature(ImageClassifier).parameters
+)
+"""Arguments of a distilled classifier that a plain one has not."""
 
 
 def fold(
@@ -77,7 +85,10 @@ def fold(
 
 
 def dense_config(cfg: Config) -> Config:
-    """The config of the dense twin, without initial weights to load."""
+    """The config of the dense twin, without initial weights to load, and without a teacher.
+
+    What a 'local-dir:FOLDER' name stands for is written out: the twin needs no folder.
+    """
     new = Config(cfg._cfg_dict.to_dict(), filename=cfg.filename)
     _make_dense(new.model)
     new.load_from, new.resume = None, False
@@ -90,6 +101,12 @@ def _make_dense(node: Any) -> None:
             _make_dense(child)
     if not isinstance(node, (dict, ConfigDict)):
         return
+    kind = node.get('type')
+    if getattr(kind, '__name__', kind) == DistilledClassifier.__name__:
+        node['type'] = ImageClassifier.__name__
+        for key in _TEACHER_ARGS & set(node):
+            del node[key]
+    _resolve_folder(node)
     if dense := dense_architecture(str(node.get('model_name', ''))):
         node['model_name'] = dense
         for key in MASA_ARGS & set(node.get('model_args') or {}):
@@ -98,6 +115,19 @@ def _make_dense(node: Any) -> None:
             node.pop(key, None)
     for child in node.values():
         _make_dense(child)
+
+
+def _resolve_folder(node: Any) -> None:
+    """Replace the 'local-dir:' name of a MASA model by its architecture and arguments."""
+    source, _, folder = str(node.get('model_name', '')).partition(':')
+    if source != 'local-dir':
+        return
+    saved = json.loads((Path(folder) / 'config.json').read_text(encoding='utf-8'))
+    if dense_architecture(saved['architecture']):
+        node['model_name'] = saved['architecture']
+        # as timm does: what the config says goes before what the folder says
+        node['model_args'] = {**saved.get('model_args', {}), **(node.get('model_args') or {})}
+        node['model_args'].pop('num_classes', None)  # stands beside, or is the task's
 
 
 def _load(model: nn.Module, state_dict: dict[str, Any], source: str) -> None:

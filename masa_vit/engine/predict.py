@@ -73,7 +73,7 @@ def run(args: argparse.Namespace) -> int:
 
 def _task(cfg: Config) -> str:
     kind = (cfg.get('model') or {}).get('type')
-    if getattr(kind, '__name__', kind) == 'ImageClassifier':
+    if getattr(kind, '__name__', kind) in ('ImageClassifier', 'DistilledClassifier'):
         return 'classifier'
     if cfg.get('default_scope') == 'mmdet':
         return 'detector'

@@ -12,9 +12,10 @@ import torch.nn.functional as F
 from mmengine.model import ExponentialMovingAverage
 from mmengine.optim import OptimWrapper
 from mmengine.registry import MODELS
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
 from torch import nn
 
+import masa_vit
 from masa_vit.cls.datasets import IGNORE_INDEX
 
 Tiny = Callable[..., dict]
@@ -209,3 +210,54 @@ def test_local_dir_names_are_timms_to_resolve(tiny: Tiny, tmp_path: Path) -> Non
     assert {k: v.shape for k, v in built.model.state_dict().items()} == {
         k: v.shape for k, v in model.state_dict().items()
     }
+
+
+@pytest.fixture
+def compressed(tiny: Tiny, tmp_path: Path) -> Path:
+    """The folder of a compressed model."""
+    dense = timm.create_model('vit_tiny_patch16_224', num_classes=3, **tiny()['model_args'])
+    folder = tmp_path / 'compressed'
+    timm.models.save_for_hf(masa_vit.compress(dense, num_atoms=2), folder, safe_serialization=True)
+    return folder
+
+
+@pytest.mark.parametrize('init_from', ['{}/model.safetensors', '{}', 'local-dir:{}'])
+def test_fine_tuning_a_compressed_model(compressed: Path, init_from: str) -> None:
+    model = MODELS.build(
+        dict(
+            type='ImageClassifier',
+            model_name=f'local-dir:{compressed}',
+            model_args=dict(drop_path_rate=0.1),
+            num_classes=3,
+            init_from=init_from.format(compressed),
+        )
+    )
+    model.init_weights()
+    torch.testing.assert_close(
+        model.model.state_dict(), load_file(compressed / 'model.safetensors'), rtol=0, atol=0
+    )
+    optimizer = OptimWrapper(torch.optim.SGD(model.parameters(), lr=0.1))
+    assert model.train_step(batch(), optimizer)['loss'].isfinite()
+    other = MODELS.build(
+        dict(
+            type='ImageClassifier',
+            model_name=f'local-dir:{compressed}',
+            model_args=dict(img_size=32),
+            num_classes=7,
+            init_from=str(compressed),
+        )
+    )
+    other.init_weights()
+    assert other(torch.randn(2, 3, 32, 32)).shape == (2, 7)
+    model.init_weights()
+    assert torch.equal(other.model.blocks[0].coef.q, model.model.blocks[0].coef.q)
+
+
+def test_missing_folder_of_a_compressed_model(compressed: Path) -> None:
+    cfg = dict(type='ImageClassifier', num_classes=3)
+    with pytest.raises(FileNotFoundError, match=r'nowhere.*`masa-vit compress` writes'):
+        MODELS.build(dict(cfg, model_name='local-dir:nowhere'))
+    (compressed / 'model.safetensors').unlink()
+    model = MODELS.build(dict(cfg, model_name=f'local-dir:{compressed}', init_from=str(compressed)))
+    with pytest.raises(FileNotFoundError, match=r'neither model\.safetensors nor .*compress`'):
+        model.init_weights()

@@ -56,7 +56,6 @@ def test_skipped_images_of_all_ranks_are_counted(seen: Seen) -> None:
 
 
 def test_a_rank_without_a_readable_image_takes_part(seen: Seen) -> None:
-    for rank in seen[1]:
-        together, alone = rank['changes']
+    for together, alone in (changes for rank in seen[1] for changes in rank['changes']):
         assert alone != [0, 0, 0]
         assert together == pytest.approx([change / 2 for change in alone], rel=1e-4)

@@ -7,6 +7,7 @@ from datetime import timedelta
 from pathlib import Path
 from types import SimpleNamespace
 
+import timm
 import torch
 import torch.distributed as dist
 import torchvision.datasets
@@ -62,11 +63,25 @@ def skipped_images(rank):
     return told
 
 
-def train_step(rank):
+ARGS = dict(img_size=16, patch_size=8, embed_dim=32, depth=2, num_heads=2)
+
+
+def teacher(folder, rank):
+    """What a distilled classifier takes besides."""
+    torch.manual_seed(2)
+    path = folder / f'teacher{rank}.pth'
+    name = 'vit_tiny_patch16_224'
+    torch.save(timm.create_model(name, num_classes=3, **ARGS).state_dict(), path)
+    teacher = dict(model_name=name, model_args=ARGS, init_from=str(path))
+    return dict(
+        type='DistilledClassifier', teacher=teacher, feature_weight=1.0, grad_checkpointing=True
+    )
+
+
+def train_step(rank, **kwargs):
     """The change of a bias in a step where rank 1 could read no image, and without rank 1."""
     torch.manual_seed(0)
-    args = dict(img_size=16, patch_size=8, embed_dim=32, depth=2, num_heads=2)
-    cfg = dict(type='ImageClassifier', model_name='vit_tiny_masa_s2', model_args=args)
+    cfg = dict(type='ImageClassifier', model_name='vit_tiny_masa_s2', model_args=ARGS) | kwargs
     images = torch.randint(0, 256, (4, 3, 16, 16), dtype=torch.uint8)
     targets = torch.tensor([0, 1, 2, 0])
     changes = []
@@ -96,7 +111,7 @@ def main():
         download=download(folder, 'train'),
         no_network=download(folder, 'val'),
         skipped=skipped_images(rank),
-        changes=train_step(rank),
+        changes=[train_step(rank), train_step(rank, **teacher(folder, rank))],
     )
     (folder / f'{rank}.json').write_text(json.dumps(seen))
     dist.destroy_process_group()

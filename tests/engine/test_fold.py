@@ -2,15 +2,20 @@
 
 from __future__ import annotations
 
+import shutil
 from pathlib import Path
 from typing import Any
 
 import pytest
+import timm
 import torch
 from mmengine.config import Config
 
 from masa_vit.cli import main
+from masa_vit.convert.fold import MASA_ARGS
 from masa_vit.engine import load_config
+from masa_vit.engine import test as evaluate
+from masa_vit.engine.build import build_model
 from masa_vit.engine.classify import Predictor
 from masa_vit.engine.fold import dense_config, fold
 
@@ -105,3 +110,68 @@ def test_config_of_the_twin(name: str) -> None:
     dense = name.replace('_s4', '').replace('masa', 'dense')
     folded = dense_config(load_config(f'masa_vit::{name}.py'))
     assert folded.model == load_config(f'masa_vit::{dense}.py').model
+
+
+def test_a_distilled_compressed_model_folds_to_one_without_teacher_and_folder(
+    tiny: Any, image_root: Path, tmp_path: Path
+) -> None:
+    import masa_vit
+
+    args = tiny()['model_args']
+    dense = timm.create_model('vit_tiny_patch16_224', num_classes=3, **args)
+    folder = tmp_path / 'compressed'
+    timm.models.save_for_hf(masa_vit.compress(dense, 2), folder, safe_serialization=True)
+    teacher = dict(model_name='vit_tiny_patch16_224', model_args=args, init_from='nowhere.pth')
+    cfg = Config(
+        dict(
+            custom_imports=dict(imports=['masa_vit.cls', 'masa_vit.engine']),
+            default_scope='mmengine',
+            model=dict(
+                type='DistilledClassifier',
+                model_name=f'local-dir:{folder}',
+                model_args=dict(drop_path_rate=0.1),
+                num_classes=3,
+                init_from=str(folder),
+                teacher=teacher,
+                alpha=0.7,
+                temperature=3.0,
+                feature_weight=1.0,
+            ),
+            val_dataloader=dict(
+                batch_size=4,
+                sampler=dict(type='DefaultSampler', shuffle=False),
+                collate_fn=dict(type='default_collate'),
+                dataset=dict(
+                    type='ImageFolder', data_root=str(image_root), split='val', pipeline=PIPELINE
+                ),
+            ),
+            val_cfg=dict(),
+            val_evaluator=dict(type='Accuracy'),
+        )
+    )
+    cfg.dump(tmp_path / 'mine.py')
+    model = build_model(cfg)
+    torch.save({'state_dict': model.state_dict()}, tmp_path / 'epoch_1.pth')
+    trained = tmp_path / 'mine.py', tmp_path / 'epoch_1.pth'
+    folded = fold(*trained, tmp_path / 'out')
+    before = evaluate(*trained, tmp_path / 'a')
+    images = sorted((image_root / 'val').rglob('*.png'))
+    expected = Predictor(*trained, 'cpu')(images)
+    shutil.rmtree(folder)
+    found = load_config(folded[0]).model.to_dict()
+    found_args = found.pop('model_args')
+    assert {**args, 'drop_path_rate': 0.1, 'img_size': [16, 16]}.items() <= found_args.items()
+    assert not MASA_ARGS & found_args.keys()
+    assert found == dict(type='ImageClassifier', model_name='vit_tiny_patch16_224', num_classes=3)
+    assert evaluate(*folded, tmp_path / 'b') == before
+    for a, b in zip(expected, Predictor(*folded, 'cpu')(images), strict=True):
+        scores = [{p['name']: p['probability'] for p in r['predictions']} for r in (a, b)]
+        assert scores[0] == pytest.approx(scores[1], abs=1e-4)
+
+
+def test_a_folder_with_a_dense_model_stays_a_folder(tiny: Any, tmp_path: Path) -> None:
+    args = tiny()['model_args']
+    dense = timm.create_model('vit_tiny_patch16_224', num_classes=3, **args)
+    timm.models.save_for_hf(dense, tmp_path, safe_serialization=True)
+    cfg = Config(dict(model=tiny(model_name=f'local-dir:{tmp_path}', model_args={})))
+    assert dense_config(cfg).model == cfg.model
