@@ -111,32 +111,34 @@ def _shortest(of_name: dict[str, Any]) -> Any:
 
 def _fill(masa: Any, model: Any, solution: Solution) -> None:
     """Write what was fitted, and the dense rows of projections that do not share."""
-    like = projection_weights(model)
-    fits = solution.fits
+    rows = projection_weights(model)
     for key, (names, layers, _) in masa.dictionaries.items():
-        group = solution.sharing.groups.index(list(layers))
-        fit = fits[names[0]][group]
-        masa.banks[key].atoms = nn.Parameter(fit.atoms.to(like[names[0]][0]))
+        (name,) = names
+        fit = solution.fits[name][solution.sharing.groups.index(list(layers))]
+        like = rows[name][0]
+        masa.banks[key].atoms = nn.Parameter(fit.atoms.to(like).contiguous())
         for index, layer in enumerate(layers):
-            row = fit.coef[index].to(like[names[0]][0], copy=True)
-            setattr(masa.blocks[layer].coef, names[0], nn.Parameter(row))
-            up, down = fit.residual[index]
-            if up.numel():
-                linear = next(
-                    masa.blocks[layer].get_submodule(path)
-                    for path, stacked in LAYOUT.items()
-                    if names[0] in stacked
-                )
-                setattr(linear, f'up_{names[0]}', nn.Parameter(up.to(like[names[0]][0])))
-                setattr(linear, f'down_{names[0]}', nn.Parameter(down.to(like[names[0]][0])))
+            block = masa.blocks[layer]
+            setattr(block.coef, name, _parameter(fit.coef[index], like))
+            linear = block.get_submodule(next(p for p, of in LAYOUT.items() if name in of))
+            for part, value in zip(('up', 'down'), fit.residual[index], strict=True):
+                if value.numel():
+                    setattr(linear, f'{part}_{name}', _parameter(value, like))
     for index, (block, dense) in enumerate(zip(masa.blocks, model.blocks, strict=True)):
         block.coef.train(dense.training)
         for path in LAYOUT:
             shared = block.get_submodule(path)
             if isinstance(shared, SharedLinear):
                 shared.train(dense.get_submodule(path).training)
-                for name in set(shared.names) - set(fits):
-                    setattr(shared, f'dense_{name}', nn.Parameter(like[name][index].clone()))
+                for name in set(shared.names) - set(solution.fits):
+                    setattr(
+                        shared, f'dense_{name}', _parameter(rows[name][index], rows[name][index])
+                    )
+
+
+def _parameter(value: torch.Tensor, like: torch.Tensor) -> nn.Parameter:
+    """A copy, in memory of its own: files refuse views."""
+    return nn.Parameter(torch.empty(value.shape, dtype=like.dtype, device=like.device).copy_(value))
 
 
 def _rename(masa: Any, model: Any, args: dict[str, Any]) -> None:

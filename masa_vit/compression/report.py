@@ -193,9 +193,8 @@ def describe(report: Report) -> list[str]:
     lines = []
     for key in ('attention', 'total'):
         share = 1 - compressed[key] / dense[key]
-        lines.append(
-            f'{key + " parameters:":22}{dense[key]:>13,} -> {compressed[key]:>13,} (-{share:.1%})'
-        )
+        counts = f'{dense[key]:,} -> {compressed[key]:,} (-{share:.1%})'
+        lines.append(f'{key + " parameters:":22}{counts}')
     energy = f'{"energy kept:":22}{report["energy"]:.1%}'
     if 'gaussian' in report:
         energy += f' (Gaussian matrices: {report["gaussian"]:.1%}, which is no redundancy)'
