@@ -42,7 +42,7 @@ $(STAMP): pyproject.toml
 	@touch $@
 
 $(DET_STAMP): $(STAMP)
-	$(BIN)/python -m pip install --disable-pip-version-check $(PIP_ARGS) -e '.[det,train,dev]'
+	$(BIN)/python -m pip install --disable-pip-version-check $(PIP_ARGS) -e '.[det,train,export,dev]'
 	@# mmcv's opencv-python needs libGL, which servers often lack
 	@$(BIN)/python -c 'import cv2' 2>/dev/null || $(BIN)/python -m pip install $(PIP_ARGS) \
 		--force-reinstall --no-deps 'opencv-python-headless<4.13'

@@ -1,4 +1,4 @@
-"""The command `masa-vit`: train, test, predict, fold, inspect, compare, benchmark."""
+"""The command `masa-vit`: train, test, predict, compress, fold, export, inspect, compare, benchmark."""
 
 from __future__ import annotations
 
@@ -27,9 +27,20 @@ for a detector, AP per class, and the predictions as COCO results (a.bbox.json, 
   masa-vit predict my_config.py epoch_15.pth photos/ --topk 3 --out predictions.json
 with the config of a detector, objects, and pictures of them:
   masa-vit predict my_config.py epoch_12.pth photos/ --score-thr 0.5 --out detections/""",
+    'compress': """examples:
+  masa-vit compress vit_base_patch16_224 --pretrained --out compressed/
+  masa-vit compress my_config.py --checkpoint work_dirs/a/epoch_15.pth --out compressed/ \\
+      --num-atoms auto --budget 0.33 --residual-rank energy --weighting fisher
+  masa-vit compress vit_base_patch16_224 --pretrained --calibration train/ --val val/ --out c/ \\
+      --groups kl --num-groups 3 --align rotation""",
     'fold': """examples:
   masa-vit fold my_config.py work_dirs/a/epoch_15.pth --out folded/
   masa-vit test folded/my_config_folded.py folded/my_config_folded.pth""",
+    'export': """examples:
+  masa-vit export my_config.py --checkpoint epoch_15.pth --format folded --out folded/
+  masa-vit export compressed/ --format hub --bake --dtype bf16 --out small/
+  masa-vit export compressed/ --format onnx-shared --out model.onnx
+  masa-vit export vit_base_masa_s4 --checkpoint a.safetensors --format torch-export --out a.pt2""",
     'inspect': """examples:
   masa-vit inspect work_dirs/a/epoch_15.pth --out atoms/
   masa-vit inspect vit_base_masa_s4 --out atoms/""",
@@ -175,6 +186,18 @@ def _fold_arguments(parser: argparse.ArgumentParser) -> None:
     fold.add_arguments(parser)
 
 
+def _compress_arguments(parser: argparse.ArgumentParser) -> None:
+    from masa_vit.compression import command
+
+    command.add_arguments(parser)
+
+
+def _export_arguments(parser: argparse.ArgumentParser) -> None:
+    from masa_vit.export import command
+
+    command.add_arguments(parser)
+
+
 def _inspect_arguments(parser: argparse.ArgumentParser) -> None:
     from masa_vit.analysis import inspect_atoms
 
@@ -261,6 +284,28 @@ def _fold(args: argparse.Namespace) -> int:
     return fold.run(args)
 
 
+def _compress(args: argparse.Namespace) -> int:
+    from masa_vit.compression import command
+
+    _need('rich', 'matplotlib', 'scipy')
+    if not args.source.endswith('.py'):
+        return command.run(args)
+    from masa_vit.engine.compress import config_data
+    from masa_vit.engine.export import load_classifier
+
+    return command.run(args, load_classifier, config_data)
+
+
+def _export(args: argparse.Namespace) -> int:
+    from masa_vit.export import command
+
+    if not args.source.endswith('.py'):
+        return command.run(args)
+    from masa_vit.engine.export import load_classifier
+
+    return command.run(args, load_classifier)
+
+
 def _need(*packages: str) -> None:
     """Refuse at once what would fail at its end for want of a package of the `train` extra."""
     for package in packages:
@@ -313,7 +358,9 @@ _COMMANDS: dict[str, tuple[str, _Add, _Run]] = {
     'train': ('train a config', _train_arguments, _train),
     'test': ('evaluate a checkpoint', _test_arguments, _test),
     'predict': ('classify images, or detect objects in them', _predict_arguments, _predict),
+    'compress': ('make a MASA model of a dense one', _compress_arguments, _compress),
     'fold': ('turn a trained model into its dense twin', _fold_arguments, _fold),
+    'export': ('write a model as files for others', _export_arguments, _export),
     'inspect': ('look at the atoms and coefficients of a model', _inspect_arguments, _inspect),
     'compare': ('train several configs and print a table', _compare_arguments, _compare),
     'benchmark': ('measure a model against another', _benchmark_arguments, _benchmark),

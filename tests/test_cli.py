@@ -10,7 +10,9 @@ import pytest
 from masa_vit.cli import main
 
 ROOT = Path(__file__).resolve().parents[1]
-COMMANDS = ('train', 'test', 'predict', 'inspect', 'compare', 'benchmark')
+COMMANDS = (
+    'train', 'test', 'predict', 'compress', 'fold', 'export', 'inspect', 'compare', 'benchmark',
+)  # fmt: skip
 TOY = ROOT / 'tests' / 'engine' / 'toy_config.py'
 
 

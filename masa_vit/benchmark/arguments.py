@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import argparse
-import ast
 from pathlib import Path
 from typing import Any
 
 import torch
 
+from masa_vit.arguments import parse_pair
 from masa_vit.benchmark.report import check_writable
 from masa_vit.benchmark.steps import DTYPES
 from masa_vit.benchmark.subjects import Kind, Spec
@@ -42,7 +42,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         parser.add_argument(
             option,
             nargs='+',
-            type=_parse_pair,
+            type=parse_pair,
             default=[],
             metavar='KEY=VALUE',
             help=f'arguments of timm.create_model for {whom}',
@@ -74,16 +74,6 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument('--threads', type=int, help='of torch on the CPU')
     parser.add_argument('--json', type=Path, help='also write the results to this file')
     parser.add_argument('--picture', type=Path, help='also draw the ratios (.png, .svg, .pdf)')
-
-
-def _parse_pair(text: str) -> tuple[str, Any]:
-    key, equals, value = text.partition('=')
-    if not equals or not key.isidentifier():
-        raise argparse.ArgumentTypeError(f'{text!r} is not of the form key=value')
-    try:
-        return key, ast.literal_eval(value)
-    except (ValueError, SyntaxError):
-        return key, value
 
 
 def make_specs(args: argparse.Namespace, batch_size: int) -> tuple[Spec, Spec]:

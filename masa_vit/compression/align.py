@@ -53,7 +53,7 @@ def align(
     rotate_vo: bool = True,
     projections: str = 'qkvo',
     max_iters: int = 50,
-    tol: float = 1e-5,
+    tol: float = 1e-4,
 ) -> Alignment:
     """Find an alignment under which Matrix PCA captures more of the weights' energy.
 

@@ -80,6 +80,19 @@ def fit_atoms(
     return atoms, _solve_coef(atoms, target, moments)
 
 
+def scale_for_training(
+    atoms: torch.Tensor, coef: torch.Tensor
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Move the size of the weights from C into the atoms (in place); the weights stay.
+
+    The rows of C then have unit norm, in the root mean square, and atoms the size of weights, as they
+    have at the start of training: a step of Adam, whose size is that of the learning rate, would be a
+    large part of an orthonormal atom of a wide model (ours).
+    """
+    scale = coef.square().sum(1).mean().sqrt().item() or 1.0
+    return atoms.mul_(scale), coef / scale
+
+
 def _weigh(weights: torch.Tensor, moments: Metric) -> torch.Tensor:
     """G W H."""
     if moments.left is not None:

@@ -27,8 +27,9 @@ WEIGHTINGS = ('none', 'input', 'fisher')
 RIDGES = {'inputs': 0.01, 'gradients': 0.1}
 """Added to second moments, in units of their mean variance: directions that the calibration images do
 not show are not free. With 1e-4 for inputs, the error of a small ViT's weights was five times their
-energy, in directions that no image had shown, and top-1 no better; gradients say what small errors cost, and those of a
-compression are not small: with 1e-4 for them, two atoms and residuals cost six points more."""
+energy, in directions that no image had shown, and top-1 no better. Gradients say what small errors
+cost, and those of a compression are not small: with 1e-4 for them, two atoms and residuals lost six
+points more."""
 
 
 class Metric(NamedTuple):

@@ -8,7 +8,15 @@ from typing import NamedTuple
 
 import torch
 
-from masa_vit.compression.fit import Fit, Pairs, fit_atoms, low_rank, no_residual, spectra
+from masa_vit.compression.fit import (
+    Fit,
+    Pairs,
+    fit_atoms,
+    low_rank,
+    no_residual,
+    scale_for_training,
+    spectra,
+)
 from masa_vit.compression.metric import Metric
 from masa_vit.compression.pca import matrix_pca
 
@@ -105,13 +113,13 @@ def _atoms_alone(
                     pca = matrix_pca(of_group, number)
                 except ValueError as error:
                     raise ValueError(f'projection {name!r}: {error}') from None
-                fits[name].append(Fit(pca.atoms, pca.coef, none))
+                fits[name].append(Fit(*scale_for_training(pca.atoms, pca.coef), none))
                 lost += float(pca.eigenvalues[number:].sum())
                 total += float(pca.eigenvalues.sum())
             else:
                 metric = metrics[name].of(layers)
                 stacked = torch.stack(of_group).double()
-                fit = Fit(*fit_atoms(stacked, number, metric), none)
+                fit = Fit(*scale_for_training(*fit_atoms(stacked, number, metric)), none)
                 fits[name].append(fit)
                 lost += float(metric.energy(stacked - fit.shared()).sum())
                 total += float(metric.energy(stacked).sum())
@@ -146,7 +154,7 @@ class _Problem:
             own, pairs, ranks = self._fit_residuals(shared)
         fits = {
             name: [
-                Fit(*pair, [pairs[name][layer] for layer in layers])
+                Fit(*scale_for_training(*pair), [pairs[name][layer] for layer in layers])
                 for pair, layers in zip(atoms[name], self.groups, strict=True)
             ]
             for name in self.weights

@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import copy
 import inspect
+from collections.abc import Mapping
+from functools import partial
 from typing import Any
 
+from timm.layers import get_norm_layer
 from timm.models.vision_transformer import VisionTransformer
 from torch import nn
 
@@ -16,6 +19,15 @@ MASA_ARGS = frozenset(inspect.signature(MasaVisionTransformer.__init__).paramete
     inspect.signature(VisionTransformer.__init__).parameters
 )
 """Arguments of a model that a folded one has not."""
+
+
+def dense_args(args: Mapping[str, Any]) -> dict[str, Any]:
+    """The arguments of the plain timm model that a MASA model with `args` folds to."""
+    dense = {key: value for key, value in args.items() if key not in MASA_ARGS}
+    if args.get('norm_eps') is not None:  # timm has no such argument, but takes a class
+        norm_layer = get_norm_layer(dense.get('norm_layer') or 'layernorm')
+        dense['norm_layer'] = partial(norm_layer, eps=args['norm_eps'])
+    return dense
 
 
 def fold(model: nn.Module) -> nn.Module:
@@ -62,4 +74,4 @@ def _rename(model: Any) -> None:
         name = dense_architecture(model.pretrained_cfg['architecture'])
         model.pretrained_cfg = model.default_cfg = {**model.pretrained_cfg, 'architecture': name}
     if hasattr(model, '_model_args'):
-        model._model_args = {k: v for k, v in model._model_args.items() if k not in MASA_ARGS}
+        model._model_args = dense_args(model._model_args)

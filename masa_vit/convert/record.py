@@ -45,6 +45,7 @@ def masa_record(model: Any, sharing: dict[str, Any]) -> tuple[str, dict[str, Any
         **SIZES[size],
         **SHARINGS[suffix],
         'norm_layer': 'layernorm',
+        'norm_eps': None,
     }
     args.update(sharing)
     return f'vit_{size}_{suffix}', {k: v for k, v in args.items() if v != of_name.get(k)}
@@ -95,7 +96,7 @@ def vit_args(model: Any) -> dict[str, Any]:
         'fix_init': model.fix_init,
         'embed_layer': type(embed),
         'embed_norm_layer': _norm(embed.norm) if _is_set(embed.norm) else None,
-        'norm_layer': _norm(block.norm1),
+        **_norm_args(block.norm1),
         'act_layer': _activation(mlp.act),
         'block_fn': type(block),
         'mlp_layer': _mlp(mlp),
@@ -110,6 +111,17 @@ def _is_set(module: Any) -> bool:
 def _size(size: Any) -> Any:
     """One number for a square."""
     return size[0] if isinstance(size, tuple) and len(set(size)) == 1 else size
+
+
+def _norm_args(norm: Any) -> dict[str, Any]:
+    """`norm_layer`, and `norm_eps` where timm has no name for the norm with its epsilon."""
+    if type(norm) is nn.LayerNorm:  # computes what timm's does
+        norm = get_norm_layer('layernorm')(norm.normalized_shape, eps=norm.eps, device='meta')
+    for name in _NORMS:
+        if type(norm) is get_norm_layer(name):
+            named = _norm(norm) == name
+            return {'norm_layer': name, 'norm_eps': None if named else norm.eps}
+    return {'norm_layer': _norm(norm), 'norm_eps': None}
 
 
 def _norm(norm: Any) -> Any:

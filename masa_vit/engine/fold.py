@@ -109,6 +109,11 @@ def _make_dense(node: Any) -> None:
     _resolve_folder(node)
     if dense := dense_architecture(str(node.get('model_name', ''))):
         node['model_name'] = dense
+        if (node.get('model_args') or {}).get('norm_eps') is not None:
+            raise ValueError(
+                'the plain timm model takes norm_eps as a class only, which a config cannot hold; '
+                'masa_vit.fold folds the model itself'
+            )
         for key in MASA_ARGS & set(node.get('model_args') or {}):
             del node['model_args'][key]
         for key in ('init_from', 'init_cfg', 'freeze_atoms'):

@@ -12,10 +12,12 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager
+from functools import partial
 from typing import Any, cast
 
 import torch
 from timm.data import IMAGENET_INCEPTION_MEAN, IMAGENET_INCEPTION_STD
+from timm.layers import get_norm_layer
 from timm.models import build_model_with_cfg, generate_default_cfgs, register_model
 from timm.models.vision_transformer import VisionTransformer, get_init_weights_vit
 from torch import nn
@@ -65,6 +67,7 @@ class MasaVisionTransformer(VisionTransformer):
         coef_embed_dim: int = 64,
         coef_hidden_dim: int = 64,
         composition: str = 'kept',
+        norm_eps: float | None = None,
         weight_init: str = '',
         **kwargs: Any,
     ) -> None:
@@ -91,12 +94,17 @@ class MasaVisionTransformer(VisionTransformer):
             coef_hidden_dim: For 'mlp': width of the MLP.
             composition: When weights are composed; see `set_composition`. No part of the
                 architecture: the parameters and (to rounding) the output are the same.
+            norm_eps: Epsilon of the norms, other than that of `norm_layer`: for models compressed from
+                dense ones whose norms JSON cannot hold (CLIP's have 1e-5).
             weight_init: As in timm; atoms get the init of the dense weights that they stand for.
             kwargs: As `timm.models.VisionTransformer`.
 
         Raises:
             ValueError: For a value outside its range, named with what was expected.
         """
+        if norm_eps is not None:
+            norm_layer = get_norm_layer(kwargs.get('norm_layer') or 'layernorm')
+            kwargs['norm_layer'] = partial(norm_layer, eps=norm_eps)
         super().__init__(*args, weight_init='skip', **kwargs)
         self.set_composition(composition)
         projections = parse_projections(projections)

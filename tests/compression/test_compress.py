@@ -166,6 +166,16 @@ def test_other_architectures_are_described_by_arguments(name):
     assert torch.equal(again.eval()(images), masa.eval()(images)), 'norms and activations'
 
 
+def test_atoms_have_the_size_of_weights(dense):
+    """An orthonormal atom of a wide model is smaller than a step of Adam."""
+    for kwargs in ({}, {'residual_rank': 2}):
+        masa = compress(dense(), 2, **kwargs)
+        for name, bank in masa.banks.items():
+            rows = torch.stack([getattr(block.coef, name).detach() for block in masa.blocks])
+            assert float(rows.square().sum(1).mean()) == pytest.approx(1)
+            assert 0.2 < float(bank.atoms.std() / masa.blocks[0].attn.qkv.weight.std()) < 5
+
+
 def test_compressed_model_trains(dense, images):
     masa = compress(dense(), 2).train()
     assert masa.banks['q'].training

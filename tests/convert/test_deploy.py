@@ -75,9 +75,9 @@ def test_values_get_the_dtype_of_the_model(small, save):
 
 def test_a_compressed_model_goes_through_its_file(small, images, save):
     dense = small(DENSE).eval()
-    path = save(masa_vit.compress(dense, num_atoms=4).state_dict())
-    model = load_folded(small(DENSE).eval(), path)
-    torch.testing.assert_close(model(images), dense(images), rtol=1e-4, atol=1e-5)
+    masa = masa_vit.compress(dense, num_atoms=3)
+    model = load_folded(small(DENSE).eval(), save(masa.state_dict()))
+    torch.testing.assert_close(model(images), masa(images), rtol=1e-4, atol=1e-5)
 
 
 @pytest.mark.parametrize(

@@ -1,0 +1,22 @@
+"""Models as files that others run: timm's folders, ONNX, `torch.export`, each checked before it stays.
+
+Needs torch and timm; ONNX needs the extra `export`.
+"""
+
+from masa_vit.export.check import TOLERANCE, ExportError
+from masa_vit.export.folder import create_folded, export_folded, export_hub
+from masa_vit.export.graph import export_onnx, export_torch
+from masa_vit.export.source import load_source
+from masa_vit.export.writing import Exported
+
+__all__ = [
+    'TOLERANCE',
+    'ExportError',
+    'Exported',
+    'create_folded',
+    'export_folded',
+    'export_hub',
+    'export_onnx',
+    'export_torch',
+    'load_source',
+]

@@ -1,0 +1,193 @@
+"""timm's Hub layout: a folder with `config.json` and `model.safetensors`."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import timm
+from timm.models import save_for_hf
+from torch import nn
+
+from masa_vit.convert import load_folded
+from masa_vit.convert.fold import dense_args
+from masa_vit.export.check import ExportError, Form, input_size, make_form
+from masa_vit.export.writing import Exported, staged, total_size
+from masa_vit.layers import SharedLinear
+from masa_vit.models import dense_architecture
+from masa_vit.models.vision_transformer_masa import SHARINGS
+
+FILES = ('model.safetensors', 'config.json')
+
+_NOT_SAVED = ('drop_rate', 'drop_path_rate', 'device', 'dtype', 'composition')
+"""Arguments of how a model runs, not of what it is."""
+
+
+def export_folded(
+    model: nn.Module,
+    folder: str | Path,
+    *,
+    dtype: str = 'fp32',
+    force: bool = False,
+    model_args: Mapping[str, Any] | None = None,
+) -> Exported:
+    """Write the plain timm model, which ``timm.create_model('local-dir:...', pretrained=True)`` loads.
+
+    Args:
+        model: A timm model, MASA or not, created by `timm.create_model`. Left as it is.
+        folder: Where `model.safetensors` and `config.json` go.
+        dtype: In which weights are stored: 'fp32', 'bf16', 'fp16'. Tensors of one dimension stay
+            float32.
+        force: Replace the two files.
+        model_args: The arguments that `model` was created with, for versions of timm that do not
+            record them.
+
+    Raises:
+        ValueError: For weights that are not finite, or arguments that JSON cannot hold.
+        OSError: If the files exist, or cannot be written.
+        ExportError: If what was written does not give the model's outputs; nothing is left of it.
+    """
+    with staged(folder, FILES, force) as stage:
+        form = make_form(model, shared=False, dtype=dtype)
+        args = _arguments(form.model, model_args)
+        args = dense_args(args)
+        difference = _write(form, args, stage)
+        size = total_size(stage, FILES)
+    return Exported(Path(folder), size, difference, form.rounding)
+
+
+def export_hub(
+    model: nn.Module,
+    folder: str | Path,
+    *,
+    bake: bool = False,
+    dtype: str = 'fp32',
+    force: bool = False,
+    model_args: Mapping[str, Any] | None = None,
+) -> Exported:
+    """Write the MASA model: atoms, coefficients and the rest.
+
+    ``timm.create_model('local-dir:...', pretrained=True)`` loads it after `import masa_vit`, and
+    `create_folded` loads it as the plain timm model. With `bake` and ``dtype='bf16'`` it is the
+    smallest form for deployment.
+
+    Args:
+        model: A MASA model created by `timm.create_model` or `masa_vit.compress`. Left as it is.
+        folder: As in `export_folded`.
+        bake: Write the coefficients that an MLP computes in place of the MLP.
+        dtype: As in `export_folded`; coefficients stay float32.
+        force: As in `export_folded`.
+        model_args: As in `export_folded`.
+
+    Raises:
+        ValueError: As `export_folded`, or if nothing in `model` is shared.
+        OSError: As `export_folded`.
+        ExportError: As `export_folded`.
+    """
+    with staged(folder, FILES, force) as stage:
+        form = make_form(model, shared=True, baked=bake, dtype=dtype)
+        args = _arguments(form.model, model_args)
+        sharing = form.model.pretrained_cfg['architecture'].split('_', 2)[-1]  # type: ignore
+        difference = _write(form, {**SHARINGS.get(sharing, {}), **args}, stage)
+        size = total_size(stage, FILES)
+    return Exported(Path(folder), size, difference, form.rounding)
+
+
+def create_folded(folder: str | Path) -> nn.Module:
+    """Create the plain timm model from the folder of a MASA model: small file, dense speed.
+
+    The weights of every layer are composed once, while loading.
+
+    Raises:
+        FileNotFoundError: If `folder` has no `config.json` or `model.safetensors`.
+        ValueError: If these are not those of a MASA model.
+    """
+    config = read_config(folder)
+    name = dense_architecture(config['architecture'])
+    if not name:
+        raise ValueError(
+            f'{str(folder)!r} holds a {config["architecture"]!r}, not a MASA model: create it by '
+            f"timm.create_model('local-dir:{folder}', pretrained=True)"
+        )
+    args = dense_args(config.get('model_args', {}))
+    args.setdefault('num_classes', config.get('num_classes'))
+    cfg = {**config.get('pretrained_cfg', {}), 'architecture': name}
+    model = timm.create_model(name, pretrained_cfg=cfg, **args)
+    return load_folded(model, Path(folder) / FILES[0])
+
+
+def read_config(folder: str | Path) -> dict[str, Any]:
+    """Read the `config.json` of timm's Hub layout.
+
+    Raises:
+        FileNotFoundError: If there is none.
+        ValueError: If it does not describe a model of timm.
+    """
+    path = Path(folder) / 'config.json'
+    if not path.is_file():
+        raise FileNotFoundError(f'{str(folder)!r} is no folder with a config.json and weights')
+    try:
+        config = json.loads(path.read_text(encoding='utf-8'))
+    except ValueError as error:
+        raise ValueError(f'{str(path)!r} is not JSON: {error}') from error
+    if not isinstance(config, dict) or 'architecture' not in config:
+        raise ValueError(f"{str(path)!r} names no 'architecture', so it is not of a timm model")
+    return config
+
+
+def _arguments(model: Any, given: Mapping[str, Any] | None) -> dict[str, Any]:
+    """The arguments that create the model again, as JSON has them."""
+    architecture = (getattr(model, 'pretrained_cfg', None) or {}).get('architecture', '')
+    if not timm.is_model(architecture):
+        raise ValueError(
+            f'this {type(model).__name__} has no name by which timm creates it again '
+            f'(pretrained_cfg: architecture={architecture!r}): create it by timm.create_model or '
+            'masa_vit.compress'
+        )
+    args = {**getattr(model, '_model_args', {}), **(given or {})}
+    args = {key: _plain(value) for key, value in args.items() if key not in _NOT_SAVED}
+    for key, value in args.items():
+        try:
+            json.dumps(value)
+        except TypeError:
+            raise ValueError(
+                f'the model has {key}={value!r}, which config.json cannot hold, as timm loads only '
+                'strings and numbers from it (the norms of CLIP are classes, for one): export it as '
+                'onnx or torch-export, or save its state dict and the arguments by hand'
+            ) from None
+    return args
+
+
+def _plain(value: Any) -> Any:
+    """Tensors and arrays (frozen coefficients) as lists."""
+    if isinstance(value, Mapping):
+        return {key: _plain(item) for key, item in value.items()}
+    return value.tolist() if hasattr(value, 'tolist') else value
+
+
+def _write(form: Form, args: dict[str, Any], stage: Path) -> float:
+    stored = form.stored()
+    if hasattr(timm.models, 'get_model_args'):
+        stored._model_args = args
+        save_for_hf(stored, stage, safe_serialization=True)
+    else:  # older versions of timm bring nothing up to date with the model
+        args = {**args, 'num_classes': stored.num_classes}
+        stored.pretrained_cfg = {**stored.pretrained_cfg, 'input_size': input_size(stored)}
+        save_for_hf(stored, stage, model_args=args, safe_serialization=True)
+    try:
+        loaded = timm.create_model(f'local-dir:{stage}', pretrained=True).eval()
+    except Exception as error:
+        raise ExportError(
+            f'timm cannot load what was written, so nothing was: {type(error).__name__}: {error}. Was '
+            'the model changed after timm.create_model, or created with arguments that this version '
+            'of timm does not record? Then give them: model_args'
+        ) from error
+    was_shared, is_shared = (
+        any(isinstance(module, SharedLinear) for module in model.modules())
+        for model in (stored, loaded)
+    )
+    if was_shared != is_shared:
+        raise ExportError(f'timm loads a {type(loaded).__name__}, not a {type(stored).__name__}')
+    return form.check(loaded, 'the files that were written')

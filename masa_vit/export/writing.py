@@ -1,0 +1,93 @@
+"""Files that appear complete or not at all, and replace others only when asked to."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import tempfile
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import NamedTuple
+
+
+class Exported(NamedTuple):
+    """What an export wrote."""
+
+    path: Path
+    """The file or folder."""
+    size: int
+    """Of all files, in bytes."""
+    difference: float
+    """Largest difference of an output from the model's (rounded to the dtype of the file)."""
+    rounding: float
+    """Largest change of an output by that rounding. Both are shares of the largest output."""
+
+
+def check_free(folder: Path, names: Sequence[str], force: bool) -> None:
+    """Refuse an output that exists, or that is in the way of files to be written.
+
+    Raises:
+        FileExistsError: If a file exists and `force` is not set.
+        IsADirectoryError: If there is a folder of a file's name.
+        NotADirectoryError: If `folder` is a file, or is in one.
+    """
+    at = _existing(folder)
+    if not at.is_dir():
+        raise NotADirectoryError(f'{str(at)!r} is a file, expected a folder to write into')
+    for path in (folder / name for name in names):
+        if path.is_dir():
+            raise IsADirectoryError(
+                f'{str(path)!r} is a folder, expected a file to write, or nothing'
+            )
+        if path.exists() and not force:
+            raise FileExistsError(f'{str(path)!r} exists; --force (force=True) replaces it')
+
+
+@contextmanager
+def staged(folder: str | Path, names: Sequence[str], force: bool = False) -> Iterator[Path]:
+    """Give a temporary folder to write files into, which move to `folder` if nothing is raised.
+
+    Args:
+        folder: Where the files are to be; made if it does not exist.
+        names: Of the files.
+        force: Replace files of these names; others are left alone in any case.
+
+    Raises:
+        OSError: As `check_free`, or if `folder` cannot be written.
+    """
+    folder = Path(folder)
+    check_free(folder, names, force)
+    # beside where the files go, so that moving them cannot fail halfway
+    stage = Path(_make_stage(_existing(folder)))
+    try:
+        yield stage
+        folder.mkdir(parents=True, exist_ok=True)
+        check_free(folder, names, force)
+        umask = os.umask(0)
+        os.umask(umask)
+        for name in names:
+            os.chmod(stage / name, 0o666 & ~umask)  # safetensors makes files for the owner only
+            os.replace(stage / name, folder / name)
+    finally:
+        shutil.rmtree(stage, ignore_errors=True)
+
+
+def total_size(stage: Path, names: Sequence[str]) -> int:
+    """Bytes of files."""
+    return sum((stage / name).stat().st_size for name in names)
+
+
+def _existing(folder: Path) -> Path:
+    """The folder, or the nearest one around it that exists."""
+    folder = folder.absolute()
+    return next(path for path in (folder, *folder.parents) if path.exists())
+
+
+def _make_stage(folder: Path) -> str:
+    try:
+        return tempfile.mkdtemp(prefix='.export_', dir=folder)
+    except OSError as error:
+        raise PermissionError(
+            f'cannot write into {str(folder)!r}: {error.strerror or error}'
+        ) from error

@@ -1,0 +1,114 @@
+"""`masa-vit compress` as a user calls it."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+import timm
+import torch
+
+from masa_vit.cli import main
+
+MODEL = ['vit_tiny_patch16_224', '--model-args', 'img_size=32', 'patch_size=8', 'embed_dim=32']
+MODEL += ['depth=4', 'num_heads=2', 'num_classes=3']
+FILES = {'model.safetensors', 'config.json', 'report.json', 'report.png'}
+
+
+def compress(*arguments: object) -> int:
+    return main(['compress', *map(str, arguments)])
+
+
+def test_the_defaults(tmp_path, images, capsys):
+    out = tmp_path / 'out'
+    assert compress(*MODEL, '--num-atoms', 2, '--out', out) == 0
+    assert {path.name for path in out.iterdir()} == FILES
+    report = json.loads((out / 'report.json').read_text())
+    assert report['sharing'] == {'num_atoms': 2, 'projections': 'qkvo'}
+    told = capsys.readouterr().out
+    assert '16,384 -> 8,224 (-49.8%)' in told
+    assert 'too lossy to use untuned' in told
+    model = timm.create_model(f'local-dir:{out}', pretrained=True).eval()
+    assert model(images).shape == (2, 3)
+    assert model.banks['q'].num_atoms == 2
+
+
+def test_everything_at_once_with_folders_of_images(tmp_path, image_root, capsys):
+    out = tmp_path / 'out'
+    arguments = ['--groups', 'kl', '--num-groups', 2, '--align', 'rotation']
+    arguments += ['--weighting', 'fisher', '--num-atoms', 'auto', '--budget', 0.7]
+    arguments += ['--residual-rank', 'energy', '--sweeps', 2]
+    arguments += ['--calibration', image_root / 'train', '--val', image_root / 'val']
+    arguments += ['--num-images', 16, '--batch-size', 5]
+    assert compress(*MODEL, '--out', out, *arguments) == 0
+    report = json.loads((out / 'report.json').read_text())
+    assert report['calibration_images'] == 16
+    assert set(report['top1']) == {'before', 'after'}
+    assert len(report['sharing']['groups']) == 2
+    counts = report['parameters']
+    assert counts['compressed']['attention'] <= 0.7 * counts['dense']['attention']
+    loaded = timm.create_model(f'local-dir:{out}', pretrained=True)
+    assert sum(p.numel() for p in loaded.parameters()) == counts['compressed']['total']
+    assert 'top-1:' in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ('arguments', 'message'),
+    [
+        (['--num-atoms', '4'], 'num_atoms=4 for 4 layers saves nothing'),
+        (['--groups', 'uniform', '--num-groups', '5'], 'num_groups=5'),
+        (['--groups', '[[0,1],[1,2,3]]'], 'groups'),
+        (['--weighting', 'input'], "weighting='input' needs calibration images"),
+        (['--weighting', 'input', '--calibration', 'ONE'], 'too few for 32'),
+        (['--calibration', 'nowhere'], 'nowhere'),
+        (['--val', 'nowhere'], "'nowhere' does not exist"),
+        (['--val', 'DATA'], 'has 2 folders, and the model 3 classes'),
+        (['--budget', '0.05', '--num-atoms', 'auto', '--residual-rank', 'energy'], 'atom for each'),
+        (['--budget', '1e9', '--num-atoms', 'auto'], 'nothing would be saved'),
+        (['--budget', '0.5'], 'has nothing to choose'),
+        (['--num-atoms', 'auto'], 'needs a budget'),
+        (['--budget', '-1', '--num-atoms', 'auto'], 'budget=-1.0 is not valid'),
+        (['--residual-rank', '99'], 'integers from 0 to 32'),
+        (['--sweeps', '0'], 'sweeps=0'),
+        (['--projections', 'x'], "projections='x' is not valid"),
+    ],
+)
+def test_mistakes_leave_nothing_behind(tmp_path, image_root, capsys, arguments, message):
+    out = tmp_path / 'out'
+    one = tmp_path / 'one'
+    one.mkdir()
+    next((image_root / 'train').rglob('*.png')).rename(one / 'a.png')
+    arguments = [{'ONE': str(one), 'DATA': str(image_root)}.get(a, a) for a in arguments]
+    assert compress(*MODEL, '--out', out, *(['--num-atoms', '2', *arguments])) == 1
+    assert message in capsys.readouterr().err
+    assert not out.exists()
+
+
+def test_an_output_that_exists_is_kept(tmp_path, capsys):
+    out = tmp_path / 'out'
+    assert compress(*MODEL, '--num-atoms', 2, '--out', out) == 0
+    before = (out / 'model.safetensors').read_bytes()
+    assert compress(*MODEL, '--num-atoms', 1, '--out', out) == 1
+    assert '--force' in capsys.readouterr().err
+    assert compress(*MODEL, '--num-atoms', 4, '--out', out, '--force') == 1
+    assert (out / 'model.safetensors').read_bytes() == before
+    assert compress(*MODEL, '--num-atoms', 1, '--out', out, '--force') == 0
+    assert (out / 'model.safetensors').read_bytes() != before
+
+
+def test_sources_that_cannot_be_compressed(tmp_path, capsys):
+    masa = ['vit_tiny_masa_s2', *MODEL[1:]]
+    assert compress(*masa, '--out', tmp_path / 'a') == 1
+    assert 'shares its weights already' in capsys.readouterr().err
+    assert compress('resnet18', '--out', tmp_path / 'a') == 1
+    assert "takes timm's VisionTransformer itself" in capsys.readouterr().err
+    assert compress(tmp_path / 'no_such', '--out', tmp_path / 'a') == 1
+    assert 'does not exist' in capsys.readouterr().err
+    weights = tmp_path / 'w.pth'
+    model = timm.create_model('vit_tiny_patch16_224', img_size=32, depth=4)
+    model.blocks[2].attn.qkv.weight.data[0, 0] = float('nan')
+    torch.save(model.state_dict(), weights)
+    small = ['vit_tiny_patch16_224', '--model-args', 'img_size=32', 'depth=4']
+    assert compress(*small, '--checkpoint', weights, '--num-atoms', 2, '--out', tmp_path / 'a') == 1
+    assert "projection 'q': the weights of layers [2] are not finite" in capsys.readouterr().err
+    assert not (tmp_path / 'a').exists()
