@@ -18,7 +18,7 @@ from masa_vit.compression.folder_data import Data, folder_data
 from masa_vit.compression.metric import WEIGHTINGS
 from masa_vit.compression.solve import ALLOCATIONS
 from masa_vit.export.folder import FILES, export_hub
-from masa_vit.export.source import add_source_arguments, load_source
+from masa_vit.export.source import add_source_arguments, load_named
 from masa_vit.export.writing import check_free, staged
 
 REPORT, PICTURE = 'report.json', 'report.png'
@@ -85,13 +85,7 @@ def run(
 ) -> int:
     """Run `masa-vit compress`, with loaders for the configs of training runs."""
     check_free(args.out, [*FILES, REPORT, PICTURE], args.force)
-    model = load_source(
-        args.source,
-        checkpoint=args.checkpoint,
-        pretrained=args.pretrained,
-        model_args=dict(args.model_args),
-        load_classifier=load_classifier,
-    ).eval()
+    model = load_named(args, load_classifier).eval()
     data = (load_data or folder_data)(args, model)
     compression = compress_with_record(
         model,

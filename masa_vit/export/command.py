@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 from masa_vit.export.check import DTYPES
 from masa_vit.export.folder import FILES, export_folded, export_hub
 from masa_vit.export.graph import check_installed, check_suffix, export_onnx, export_torch
-from masa_vit.export.source import LoadClassifier, add_source_arguments, load_source
+from masa_vit.export.source import LoadClassifier, add_source_arguments, load_named
 from masa_vit.export.writing import Exported, check_free
 
 
@@ -68,13 +68,7 @@ def run(args: argparse.Namespace, load_classifier: LoadClassifier | None = None)
         check_free(args.out.parent, [args.out.name], args.force)
     else:
         check_free(args.out, FILES, args.force)
-    model = load_source(
-        args.source,
-        checkpoint=args.checkpoint,
-        pretrained=args.pretrained,
-        model_args=dict(args.model_args),
-        load_classifier=load_classifier,
-    )
+    model = load_named(args, load_classifier)
     options: dict[str, Any] = {'bake': True} if args.bake else {}
     exported = export(model, args.out, dtype=args.dtype, force=args.force, **options)
     print(f'largest difference from the model, over the largest output: {exported.difference:.2g}')

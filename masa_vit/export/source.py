@@ -93,6 +93,17 @@ def load_source(
     return _create(source, dict(model_args or {}), checkpoint, pretrained)
 
 
+def load_named(args: argparse.Namespace, load_classifier: LoadClassifier | None) -> nn.Module:
+    """Load the model that the arguments of `add_source_arguments` name."""
+    return load_source(
+        args.source,
+        checkpoint=args.checkpoint,
+        pretrained=args.pretrained,
+        model_args=dict(args.model_args),
+        load_classifier=load_classifier,
+    )
+
+
 def _refuse(options: Mapping[str, Any], source: str, what: str, *names: str) -> None:
     for name in names:
         if options[name]:

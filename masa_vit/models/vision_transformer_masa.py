@@ -9,11 +9,10 @@ linear maps of the attention are `SharedLinear`.
 
 from __future__ import annotations
 
-import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Sequence
 from contextlib import AbstractContextManager
 from functools import partial
-from typing import Any, cast
+from typing import Any
 
 import torch
 from timm.data import IMAGENET_INCEPTION_MEAN, IMAGENET_INCEPTION_STD
@@ -24,7 +23,6 @@ from torch import nn
 
 from masa_vit.layers import (
     COMPOSITIONS,
-    AtomBank,
     CoefficientSource,
     Dictionary,
     FrozenCoefficients,
@@ -37,6 +35,7 @@ from masa_vit.layers import (
     share_linears,
 )
 from masa_vit.models.checkpoint import DENSE_INTO_MASA, adapt_state_dict, checkpoint_filter_fn
+from masa_vit.models.initialisation import atoms_of, fix_init_scale, init_shared_linear
 from masa_vit.models.sharing_args import (
     LAYOUT,
     PROJECTIONS,
@@ -143,11 +142,11 @@ class MasaVisionTransformer(VisionTransformer):
             for path in LAYOUT:
                 shared = block.get_submodule(path)
                 if isinstance(shared, SharedLinear):
-                    atoms = _atoms_of(index, shared, self.banks, dictionaries)
-                    _init_shared_linear(shared, f'blocks.{index}.{path}', atoms, init_dense)
+                    atoms = atoms_of(index, shared, self.banks, dictionaries)
+                    init_shared_linear(shared, f'blocks.{index}.{path}', atoms, init_dense)
         coefs = draw_coefficients(dictionaries, len(self.blocks))
         if self.fix_init and 'o' in coefs:
-            coefs['o'] = [row / _fix_init_scale(index) for index, row in enumerate(coefs['o'])]
+            coefs['o'] = [row / fix_init_scale(index) for index, row in enumerate(coefs['o'])]
         for source in self._sources():
             if isinstance(source, FrozenCoefficients):
                 source.reset_parameters()
@@ -165,9 +164,9 @@ class MasaVisionTransformer(VisionTransformer):
         """
         with torch.no_grad():
             for index, block in enumerate(self.blocks):
-                block.mlp.fc2.weight.div_(_fix_init_scale(index))
+                block.mlp.fc2.weight.div_(fix_init_scale(index))
                 if isinstance(block.attn.proj, nn.Linear):
-                    block.attn.proj.weight.div_(_fix_init_scale(index))
+                    block.attn.proj.weight.div_(fix_init_scale(index))
 
     def set_composition(self, composition: str) -> None:
         """Choose when weights are composed.
@@ -252,54 +251,6 @@ class MasaVisionTransformer(VisionTransformer):
         """Refuse or adapt checkpoints of another kind, by whichever way they are loaded."""
         adapt_state_dict(self, state_dict, prefix)
         super()._load_from_state_dict(state_dict, prefix, *args, **kwargs)
-
-
-def _fix_init_scale(index: int) -> float:
-    return math.sqrt(2.0 * (index + 1))
-
-
-def _atoms_of(
-    index: int, shared: SharedLinear, banks: nn.ModuleDict, dictionaries: Mapping[str, Dictionary]
-) -> dict[str, torch.Tensor]:
-    """The atoms that start as dense weights of layer `index`, by the projection of that weight.
-
-    A bank has as many atoms as the first of the weights that it serves: those of one projection in
-    all layers, then those of the next.
-    """
-    atoms = {}
-    for key, (names, layers, num_atoms) in dictionaries.items():
-        for name in set(names) & set(shared.names) if index in layers else ():
-            number = names.index(name) * len(layers) + layers.index(index)
-            if number < num_atoms:
-                atoms[name] = cast(AtomBank, banks[key]).atoms[number]
-    return atoms
-
-
-@torch.no_grad()
-def _init_shared_linear(
-    shared: SharedLinear,
-    path: str,
-    atoms: Mapping[str, torch.Tensor],
-    init_dense: Callable[..., None],
-) -> None:
-    """Initialise bias, dense rows and residual of a layer, and the atoms that its weight gives."""
-    like = shared.first_bank.atoms
-    dense = nn.Linear(
-        shared.in_features,
-        shared.out_features,
-        bias=shared.bias is not None,
-        device=like.device,
-        dtype=like.dtype,
-    )
-    init_dense(dense, path)
-    if shared.bias is not None:
-        shared.bias.copy_(dense.bias)
-    for name, rows in zip(shared.names, dense.weight.split(shared.sizes), strict=True):
-        if name not in shared.banks:
-            shared.dense_rows(name).copy_(rows)
-        elif name in atoms:
-            atoms[name].copy_(rows)
-    shared.reset_residual()
 
 
 def _cfg(url: str = '', **kwargs: Any) -> dict[str, Any]:
