@@ -59,7 +59,7 @@ def test_refused_before_the_model_is_loaded(
     (tmp_path / 'old.onnx').touch()
     before = contents(tmp_path)
     monkeypatch.setattr(
-        'masa_vit.export.command.load_source', lambda *args, **kwargs: pytest.fail('loaded')
+        'masa_vit.export.command.load_named', lambda *args, **kwargs: pytest.fail('loaded')
     )
     assert export(*MODEL, '--format', name, '--out', tmp_path / out) == 1
     assert message in capsys.readouterr().err
