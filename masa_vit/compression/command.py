@@ -13,7 +13,7 @@ from torch import nn
 
 from masa_vit.compression import report as reporting
 from masa_vit.compression.align import MODES
-from masa_vit.compression.compress import GROUPINGS, Compression, compress_with_record
+from masa_vit.compression.compress import GROUPINGS, compress_with_record
 from masa_vit.compression.folder_data import Data, folder_data
 from masa_vit.compression.metric import WEIGHTINGS
 from masa_vit.compression.solve import ALLOCATIONS
@@ -34,7 +34,6 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         '--out',
         type=Path,
-        required=True,
         help="folder for the model (timm's layout) and the report",
     )
     parser.add_argument('--force', action='store_true', help='replace files that exist')
@@ -78,12 +77,28 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     data.add_argument('--val', metavar='FOLDER', help='folders of classes, for top-1')
     data.add_argument('--batch-size', type=int, default=64, metavar='B')
     data.add_argument('--no-control', action='store_true', help='leave out the Gaussian matrices')
+    tuned = parser.add_argument_group(
+        'fine-tuning', 'SOURCE is a folder that this command wrote; nothing is compressed'
+    )
+    tuned.add_argument(
+        '--tuned',
+        type=Path,
+        metavar='WORK_DIR',
+        help='add the accuracies of a training that started from SOURCE to its report',
+    )
+    tuned.add_argument(
+        '--epochs', type=int, nargs='+', default=[1, 3, 10], help='which (default: 1 3 10)'
+    )
 
 
 def run(
     args: argparse.Namespace, load_classifier: Any = None, load_data: LoadData | None = None
 ) -> int:
     """Run `masa-vit compress`, with loaders for the configs of training runs."""
+    if args.tuned is not None:
+        return _add_tuned(Path(args.source), args.tuned, args.epochs)
+    if args.out is None:
+        raise ValueError('--out FOLDER is needed: where the model and the report go')
     check_free(args.out, [*FILES, REPORT, PICTURE], args.force)
     model = load_named(args, load_classifier).eval()
     data = (load_data or folder_data)(args, model)
@@ -102,19 +117,46 @@ def run(
     )
     top1 = {}
     if data.validation is not None:
-        for name, measured in (('before', model), ('after', compression.model)):
-            top1[name] = reporting.top1_accuracy(measured, data.validation())
+        measured: dict[str, nn.Module] = {'before': model, 'after': compression.model}
+        if any(map(any, compression.solution.sharing.ranks.values())):
+            measured['without residual'] = reporting.without_residual(compression.model)
+        for name, candidate in measured.items():
+            top1[name] = reporting.top1_accuracy(candidate, data.validation())
     report = reporting.make_report(compression, top1, control=not args.no_control)
-    _write(compression, report, args)
+    export_hub(compression.model, args.out, force=args.force)
+    _write_report(report, args.out, args.force)
     _print(report, args.out)
     return 0
 
 
-def _write(compression: Compression, report: reporting.Report, args: argparse.Namespace) -> None:
-    with staged(args.out, [REPORT, PICTURE], args.force) as stage:
+def _add_tuned(folder: Path, work_dir: Path, epochs: list[int]) -> int:
+    """Add the accuracies of a fine-tuning to a report."""
+    paths = folder / REPORT, work_dir / 'summary.json'
+    for path in paths:
+        if not path.is_file():
+            raise FileNotFoundError(
+                f'{str(path)!r} does not exist: SOURCE is to be a folder that masa-vit compress wrote, '
+                '--tuned the work dir of a training that started from it'
+            )
+    report, summary = (json.loads(path.read_text(encoding='utf-8')) for path in paths)
+    used = summary['config']['model'].get('init_from')
+    if not used or Path(used).resolve() not in (p.resolve() for p in (folder, folder / FILES[0])):
+        raise ValueError(
+            f'the training in {str(work_dir)!r} started from {used!r}, not from {str(folder)!r}'
+        )
+    found = {record['epoch']: record.get('metrics', {}) for record in summary['history']}
+    for epoch in epochs:
+        if 'accuracy/top1' in found.get(epoch, {}):
+            report['top1'][f'epoch {epoch}'] = found[epoch]['accuracy/top1']
+    _write_report(report, folder, force=True)
+    _print(report, folder)
+    return 0
+
+
+def _write_report(report: reporting.Report, folder: Path, force: bool) -> None:
+    with staged(folder, [REPORT, PICTURE], force) as stage:
         (stage / REPORT).write_text(json.dumps(report, indent=2) + '\n', encoding='utf-8')
         reporting.draw(report).savefig(stage / PICTURE, dpi=150)
-        export_hub(compression.model, args.out, force=args.force)
 
 
 def _print(report: reporting.Report, out: Path) -> None:

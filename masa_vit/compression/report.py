@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Iterable, Mapping
 from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
@@ -163,6 +164,15 @@ def top1_accuracy(model: nn.Module, batches: Iterable[tuple[torch.Tensor, torch.
     return 100.0 * right / count
 
 
+def without_residual(model: nn.Module) -> nn.Module:
+    """A copy of a compressed model that has its atoms alone."""
+    model = copy.deepcopy(model)
+    for name, param in model.named_parameters():
+        if '.up_' in name:
+            nn.init.zeros_(param)
+    return model
+
+
 def make_table(report: Report) -> Table:
     """The rows of a report, for the terminal."""
     from rich.table import Table
@@ -203,7 +213,8 @@ def describe(report: Report) -> list[str]:
         before, after = report['alignment']['before'], report['alignment']['after']
         lines.append(f'{"alignment:":22}atoms alone capture {before:.1%} -> {after:.1%}')
     if report['top1']:
-        shown = ', '.join(f'{name} {value:.2f}' for name, value in report['top1'].items())
+        top1 = sorted(report['top1'].items(), key=lambda item: _moment(item[0]))
+        shown = ', '.join(f'{name} {value:.2f}' for name, value in top1)
         lines.append(f'{"top-1:":22}{shown}')
     verdict = 'too lossy to use untuned: fine-tune it' if report['too_lossy'] else 'usable untuned'
     lines.append(f'{"verdict:":22}{verdict} ({report["why"]})')
@@ -211,7 +222,7 @@ def describe(report: Report) -> list[str]:
 
 
 def draw(report: Report) -> Figure:
-    """Draw the energy kept, by projection and group, beside that of Gaussian matrices."""
+    """Draw the energy kept, beside that of Gaussian matrices, and the accuracies, where there are."""
     from matplotlib.figure import Figure
 
     rows = report['rows']
@@ -220,8 +231,13 @@ def draw(report: Report) -> Figure:
         + (f'\n{row["layers"][0]}-{row["layers"][-1]}' if len(rows) > len('qkvo') else '')
         for row in rows
     ]
-    figure = Figure(figsize=(max(4.0, 1.5 + 0.6 * len(rows)), 3), layout='constrained')
-    ax = figure.subplots()
+    width = max(4.0, 1.5 + 0.6 * len(rows))
+    if report['top1']:
+        figure = Figure(figsize=(width + 3.5, 3), layout='constrained')
+        ax, second = figure.subplots(1, 2, width_ratios=[width, 3.5])
+    else:
+        figure = Figure(figsize=(width, 3), layout='constrained')
+        ax = figure.subplots()
     places = range(len(rows))
     ax.bar([p - 0.2 for p in places], [100 * row['energy'] for row in rows], 0.4, label='weights')
     if 'gaussian' in report:
@@ -232,4 +248,20 @@ def draw(report: Report) -> Figure:
         )  # fmt: skip
     ax.set(ylabel='energy kept, %', ylim=(0, 100), xticks=list(places), xticklabels=labels)
     ax.legend(fontsize='small', loc='lower right')
+    if report['top1']:
+        _draw_top1(report['top1'], second)
     return figure
+
+
+def _draw_top1(top1: Mapping[str, float], ax: Any) -> None:
+    names = sorted(top1, key=_moment)
+    bars = ax.bar(range(len(names)), [top1[name] for name in names], 0.6, color='0.4')
+    ax.bar_label(bars, fmt='%.1f', fontsize='small')
+    ax.set(ylabel='top-1, %', ylim=(0, 100), xticks=range(len(names)))
+    ax.set_xticklabels(names, rotation=30, ha='right')
+
+
+def _moment(name: str) -> tuple[int, int]:
+    """Where an accuracy stands among the others."""
+    order = ['before', 'without residual', 'after']
+    return (order.index(name), 0) if name in order else (len(order), int(name.split()[-1]))

@@ -43,7 +43,7 @@ def test_everything_at_once_with_folders_of_images(tmp_path, image_root, capsys)
     assert compress(*MODEL, '--out', out, *arguments) == 0
     report = json.loads((out / 'report.json').read_text())
     assert report['calibration_images'] == 16
-    assert set(report['top1']) == {'before', 'after'}
+    assert set(report['top1']) == {'before', 'without residual', 'after'}
     assert len(report['sharing']['groups']) == 2
     counts = report['parameters']
     assert counts['compressed']['attention'] <= 0.7 * counts['dense']['attention']

@@ -48,6 +48,18 @@ def test_compress_and_fine_tune(run, tmp_path, capsys):
     )
     assert main(['train', str(tuned), '--work-dir', str(tmp_path / 'tuned')]) == 0
     fine = json.loads((tmp_path / 'tuned' / 'summary.json').read_text())
+    capsys.readouterr()
+    assert main(['compress', str(out), '--tuned', str(tmp_path / 'tuned')]) == 0
+    updated = json.loads((out / 'report.json').read_text())
+    assert updated['top1'].pop('epoch 1') == fine['metrics']['accuracy/top1']['last']
+    assert updated == report
+    assert 'epoch 1' in capsys.readouterr().out
+    assert main(['compress', str(out), '--tuned', str(tmp_path / 'run')]) == 1
+    assert 'started from None' in capsys.readouterr().err
+    assert main(['compress', str(tmp_path), '--tuned', str(tmp_path / 'tuned')]) == 1
+    assert "report.json' does not exist" in capsys.readouterr().err
+
+    assert report['top1']['without residual'] < report['top1']['after']
     total = report['parameters']['compressed']['total']
     assert fine['parameters']['total'] == total
 
