@@ -13,10 +13,10 @@ from torch import nn
 
 from masa_vit.compression import report as reporting
 from masa_vit.compression.align import MODES
+from masa_vit.compression.allocation import ALLOCATIONS
 from masa_vit.compression.compress import GROUPINGS, compress_with_record
 from masa_vit.compression.folder_data import Data, folder_data
-from masa_vit.compression.metric import WEIGHTINGS
-from masa_vit.compression.solve import ALLOCATIONS
+from masa_vit.compression.metric import WEIGHTINGS, collect_statistics
 from masa_vit.export.folder import FILES, export_hub
 from masa_vit.export.source import add_source_arguments, load_named
 from masa_vit.export.writing import check_free, staged
@@ -48,7 +48,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         metavar='HOW|LISTS',
         help=f'a dictionary for each group of layers: {", ".join(GROUPINGS)}, or [[0,1],[2,3]]',
     )
-    how.add_argument('--num-groups', type=int, default=3, metavar='N', help='to find (default: 3)')
+    how.add_argument('--num-groups', type=int, metavar='N', help='to find (default: 3)')
     how.add_argument('--align', choices=MODES, help='change heads, not the function, to fit better')
     how.add_argument(
         '--weighting', choices=WEIGHTINGS, default='none', help='what an error is weighed by'
@@ -72,10 +72,15 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     data.add_argument('--calibration', metavar='FOLDER', help='images, from the training set')
     data.add_argument(
-        '--num-images', type=int, default=1024, metavar='N', help='for calibration (default: 1024)'
+        '--num-images',
+        type=_positive,
+        default=1024,
+        metavar='N',
+        help='for calibration (default: 1024)',
     )
     data.add_argument('--val', metavar='FOLDER', help='folders of classes, for top-1')
-    data.add_argument('--batch-size', type=int, default=64, metavar='B')
+    data.add_argument('--batch-size', type=_positive, default=64, metavar='B')
+    parser.add_argument('--device', default='cpu', help='to compute on, e.g. cuda (default: cpu)')
     data.add_argument('--no-control', action='store_true', help='leave out the Gaussian matrices')
     tuned = parser.add_argument_group(
         'fine-tuning', 'SOURCE is a folder that this command wrote; nothing is compressed'
@@ -100,7 +105,7 @@ def run(
     if args.out is None:
         raise ValueError('--out FOLDER is needed: where the model and the report go')
     check_free(args.out, [*FILES, REPORT, PICTURE], args.force)
-    model = load_named(args, load_classifier).eval()
+    model = load_named(args, load_classifier).eval().to(args.device)
     data = (load_data or folder_data)(args, model)
     compression = compress_with_record(
         model,
@@ -122,7 +127,10 @@ def run(
             measured['without residual'] = reporting.without_residual(compression.model)
         for name, candidate in measured.items():
             top1[name] = reporting.top1_accuracy(candidate, data.validation())
-    report = reporting.make_report(compression, top1, control=not args.no_control)
+    statistics = compression.statistics
+    if statistics is None and data.calibration:
+        statistics = collect_statistics(compression.dense, data.calibration)
+    report = reporting.make_report(compression, top1, not args.no_control, statistics)
     export_hub(compression.model, args.out, force=args.force)
     _write_report(report, args.out, args.force)
     _print(report, args.out)
@@ -179,7 +187,21 @@ def _number_or_auto(text: str) -> int | str:
 
 
 def _rank(text: str) -> int | str:
-    return text if text in ALLOCATIONS else int(text)
+    if text in ALLOCATIONS:
+        return text
+    try:
+        return int(text)
+    except ValueError:
+        raise argparse.ArgumentTypeError(
+            f'{text!r}: expected a rank, {" or ".join(ALLOCATIONS)}'
+        ) from None
+
+
+def _positive(text: str) -> int:
+    number = int(text)
+    if number < 1:
+        raise argparse.ArgumentTypeError(f'{text!r}: expected at least 1')
+    return number
 
 
 def _groups(text: str) -> Any:

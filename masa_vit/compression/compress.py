@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Iterable, Mapping, Sequence
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, cast
 
 import torch
 from torch import nn
 
-from masa_vit.compression.align import MODES, Alignment, Allowed, allowed, apply_alignment
+from masa_vit.compression.align import Alignment, Allowed, allowed, apply_alignment
 from masa_vit.compression.align import align as align_heads
+from masa_vit.compression.budget import most_atoms, price_of_atoms, solve_budget
 from masa_vit.compression.build import build, check_model, projection_weights, stacked_weights
+from masa_vit.compression.choices import GROUPINGS, check_choices, check_numbers
 from masa_vit.compression.groups import (
     Groups,
     check_groups,
@@ -21,16 +23,15 @@ from masa_vit.compression.groups import (
     uniform_groups,
 )
 from masa_vit.compression.logit_lens import logit_lens
-from masa_vit.compression.metric import WEIGHTINGS, Statistics, collect_statistics
-from masa_vit.compression.pca import gram_matrix
-from masa_vit.compression.solve import (
-    ALLOCATIONS,
-    Solution,
-    most_atoms,
-    solve,
-    solve_budget,
+from masa_vit.compression.metric import (
+    Metric,
+    Statistics,
+    check_images,
+    collect_statistics,
 )
-from masa_vit.layers.atoms import check_num_atoms
+from masa_vit.compression.pca import gram_matrix
+from masa_vit.compression.solve import Solution, solve
+from masa_vit.layers import check_ranks
 from masa_vit.models import MasaVisionTransformer
 from masa_vit.models.sharing_args import (
     PROJECTIONS,
@@ -41,8 +42,8 @@ from masa_vit.models.sharing_args import (
 
 _logger = logging.getLogger(__name__)
 
-GROUPINGS = ('uniform', 'kl', 'optimal', 'spectral', 'hierarchical')
-"""Ways to find groups of layers."""
+_MOST_IMAGES = 4096
+"""For calibration."""
 
 
 class Compression(NamedTuple):
@@ -52,20 +53,23 @@ class Compression(NamedTuple):
     dense: nn.Module
     """The model that was compressed, its heads aligned if that was asked for: the same function."""
     solution: Solution
+    weighting: str
     statistics: Statistics | None
-    """Of `dense` on the calibration images."""
+    """Of `dense` on the calibration images, if errors were weighed."""
+    metrics: dict[str, Metric] | None
+    """By which they were."""
     alignment: Alignment | None
-    mode: str | None
-    """Of the alignment."""
+    align: str | None
+    """What was aligned."""
 
 
 def compress(
     model: nn.Module,
-    num_atoms: int | str = 4,
+    num_atoms: int | Sequence[int] | str = 4,
     projections: str | Sequence[str] = PROJECTIONS,
     *,
     groups: str | Sequence[Sequence[int]] | None = None,
-    num_groups: int = 3,
+    num_groups: int | None = None,
     align: str | None = None,
     weighting: str = 'none',
     residual_rank: ResidualRank | str = 0,
@@ -81,24 +85,26 @@ def compress(
     and with S a third of L most of their energy is lost. Expect to fine-tune the result.
 
     The name in `pretrained_cfg` and timm's record of arguments create a model of the same shape
-    again, so that `timm.models.save_for_hf` works; it refuses arguments that are classes (the norms
-    of CLIP, SwiGLU), which JSON cannot hold. `fold` turns the result back to a dense model.
+    again, so that `timm.models.save_for_hf` works; it refuses arguments that are classes (SwiGLU,
+    blocks of one's own), which JSON cannot hold. `fold` turns the result back to a dense model.
 
     The paper (https://arxiv.org/abs/2508.04581) has Matrix PCA, groups of layers by KL divergence, and
     the residual. The other groupings, alignment, the weighting of the atoms' fit, and the search for
     the best split of a budget are ours.
 
     Args:
-        model: A `VisionTransformer` of timm (ViT, DeiT-3, DINOv2, CLIP and SigLIP towers, ...), on
-            any device, in any floating dtype. Left as it is.
+        model: A `VisionTransformer` of timm (ViT, DeiT, DINOv2, CLIP and SigLIP towers, ...; not those
+            that timm builds on other classes, as DINOv3 on `Eva`), on any device that has float64, in
+            any floating dtype. Left as it is.
         num_atoms: Number of atoms S of each dictionary, less than there are layers. A group of fewer
-            layers has one atom for each. 'auto': what suits `budget` best.
+            layers has one atom for each. A list gives one number for each group. 'auto': what suits
+            `budget` best.
         projections: The projections that share, letters out of 'qkvo'; the others are dense.
         groups: Layers that share with each other only, a dictionary for each group: lists of
             layers, or a way to find `num_groups` of them: 'uniform' runs of layers; 'kl' (the
             paper's; needs `calibration`): cut where the prediction drifts most; 'optimal': the runs
             that lose least; 'spectral' or 'hierarchical' clustering of the weights. Default: one.
-        num_groups: Number of groups to find.
+        num_groups: Number of groups to find (default: 3).
         align: Change the heads of every layer so that layers have more in common, and the function
             stays: 'permutation', 'rotation' (with it) or 'invertible' (both, after balancing). Turned
             off in part where a norm forbids it.
@@ -109,8 +115,9 @@ def compress(
             `budget` has left, spent on the largest singular values, or evenly.
         budget: What may be kept: a share of the attention's weights in (0, 1), or, from 1 on, the
             number of parameters of the whole model.
-        calibration: Batches of images (B, 3, H, W) as the model takes them, for 'kl', 'input' and
-            'fisher'; some hundred images, from the training set.
+        calibration: Batches of images (B, 3, H, W) as the model takes them, or of images and classes,
+            for 'kl', 'input' and 'fisher'; some hundred images, from the training set. No more than
+            the first 4,096 are used, all at once in memory.
         sweeps: How often atoms and residual are fitted in turn. Default: 1, the paper's way, where
             ranks are given; 4 where they are found ('energy', 'uniform').
 
@@ -142,11 +149,11 @@ def compress(
 
 def compress_with_record(
     model: nn.Module,
-    num_atoms: int | str = 4,
+    num_atoms: int | Sequence[int] | str = 4,
     projections: str | Sequence[str] = PROJECTIONS,
     *,
     groups: str | Sequence[Sequence[int]] | None = None,
-    num_groups: int = 3,
+    num_groups: int | None = None,
     align: str | None = None,
     weighting: str = 'none',
     residual_rank: ResidualRank | str = 0,
@@ -157,94 +164,54 @@ def compress_with_record(
     """As `compress`, and tell how: the groups, numbers and ranks found, what is lost."""
     check_model(model)
     names = parse_projections(projections)
-    _check_choices(num_atoms, align, weighting, residual_rank, budget, sweeps)
-    batches = _batches(calibration, groups, weighting)
+    check_choices(num_atoms, groups, num_groups, align, weighting, residual_rank, budget, sweeps)
+    if next(model.parameters()).device.type == 'mps':
+        raise ValueError('the device of the model, mps, has no float64: compress model.cpu()')
+    batches = _batches(calibration, model, groups, weighting)
     weights = {name: rows for name, rows in projection_weights(model).items() if name in names}
     depth = len(weights[names[0]])
-    found = _find_groups(model, weights, groups, num_groups, num_atoms, batches)
-    if num_atoms != 'auto':
-        check_num_atoms(num_atoms)
-        _check_number(int(num_atoms), found)
+    found = _find_groups(model, weights, groups, num_groups or 3, num_atoms, batches)
+    if not isinstance(num_atoms, str):
+        num_atoms = check_numbers(num_atoms, found)
 
     alignment = None
     if align is not None:
-        number = max(1, depth // 3) if num_atoms == 'auto' else int(num_atoms)
         may = allowed(model)
         for reason in may.reasons:
             _logger.warning('%s', reason)
-        alignment = align_weights(stacked_weights(model), may, names, number, found, align)
+        numbers = max(1, depth // 3) if isinstance(num_atoms, str) else num_atoms
+        alignment = align_weights(stacked_weights(model), may, names, numbers, found, align)
         model = apply_alignment(model, alignment)
         weights = {name: rows for name, rows in projection_weights(model).items() if name in names}
     statistics = metrics = None
-    if batches:
+    if weighting != 'none':
         statistics = collect_statistics(model, batches, gradients=weighting == 'fisher')
-    if statistics is not None and weighting != 'none':
-        stacked = {name: torch.stack([w.double() for w in rows]) for name, rows in weights.items()}
-        metrics = statistics.metrics(stacked, weighting)
+        metrics = statistics.metrics(weights, weighting)
 
-    if budget is None:
-        ranks = parse_residual_rank(residual_rank, names, depth)  # type: ignore[arg-type]
-        own = ranks if any(map(any, ranks.values())) else None
-        solution = solve(weights, found, int(num_atoms), own, metrics, sweeps or 1)
-    else:
-        numbers = _numbers(model, weights, budget)
-        solution = _spend(weights, found, numbers, num_atoms, residual_rank, metrics, sweeps)
-    return Compression(build(model, solution), model, solution, statistics, alignment, align)
-
-
-def _check_choices(
-    num_atoms: Any, align: Any, weighting: Any, residual_rank: Any, budget: Any, sweeps: Any
-) -> None:
-    if align is not None and align not in MODES:
-        raise ValueError(f'align={align!r} is unknown, expected None or one of {MODES}')
-    if weighting not in WEIGHTINGS:
-        raise ValueError(f'weighting={weighting!r} is unknown, expected one of {WEIGHTINGS}')
-    if isinstance(residual_rank, str) and residual_rank not in ALLOCATIONS:
-        raise ValueError(
-            f'residual_rank={residual_rank!r} is unknown, expected ranks or one of {ALLOCATIONS}'
-        )
-    if isinstance(num_atoms, str) and num_atoms != 'auto':
-        raise ValueError(f"num_atoms={num_atoms!r} is unknown, expected a number or 'auto'")
-    is_open = num_atoms == 'auto' or isinstance(residual_rank, str)
-    if budget is None and is_open:
-        raise ValueError(
-            f'num_atoms={num_atoms!r} with residual_rank={residual_rank!r} needs a budget, by which '
-            'they are chosen'
-        )
-    if budget is not None and not is_open:
-        raise ValueError(
-            f"budget={budget} has nothing to choose: give num_atoms='auto', residual_rank='energy' "
-            "(or 'uniform'), or both"
-        )
-    if budget is not None and not budget > 0:
-        raise ValueError(
-            f'budget={budget} is not valid, expected a share of the attention in (0, 1), or a number '
-            'of parameters'
-        )
-    if sweeps is not None and (not isinstance(sweeps, int) or sweeps < 1):
-        raise ValueError(f'sweeps={sweeps!r} is not valid, expected an integer >= 1')
+    solution = _solve(model, weights, found, num_atoms, residual_rank, budget, metrics, sweeps)
+    return Compression(
+        build(model, solution), model, solution, weighting, statistics, metrics, alignment, align
+    )
 
 
 def _batches(
-    calibration: Iterable[torch.Tensor] | torch.Tensor | None, groups: Any, weighting: str
+    calibration: Iterable[Any] | torch.Tensor | None, model: Any, groups: Any, weighting: str
 ) -> list[torch.Tensor]:
-    batches = [] if calibration is None else calibration
-    batches = [*batches.split(64)] if isinstance(batches, torch.Tensor) else [*batches]
+    """The calibration images, checked, if something needs them."""
     needed_by = [f'weighting={weighting!r}'] if weighting != 'none' else []
     needed_by += ["groups='kl'"] if isinstance(groups, str) and groups == 'kl' else []
-    if needed_by and not batches:
+    if not needed_by:
+        return []
+    given = [] if calibration is None else calibration
+    batches: list[torch.Tensor] = []
+    for batch in given.split(64) if isinstance(given, torch.Tensor) else given:
+        if sum(map(len, batches)) >= _MOST_IMAGES:
+            _logger.warning('more than %d calibration images: the first are used', _MOST_IMAGES)
+            break
+        batches.append(check_images(batch, model))
+    if not batches:
         raise ValueError(f'{" and ".join(needed_by)} needs calibration images: calibration=...')
     return batches
-
-
-def _check_number(num_atoms: int, groups: Groups) -> None:
-    largest = max(map(len, groups))
-    if num_atoms >= largest:
-        of = f'{largest} layers' if len(groups) == 1 else f'groups of at most {largest} layers'
-        raise ValueError(
-            f'num_atoms={num_atoms} for {of} saves nothing: choose at most {largest - 1} (a third of '
-            'the layers is the usual choice)'
-        )
 
 
 def _find_groups(
@@ -252,7 +219,7 @@ def _find_groups(
     weights: Mapping[str, Sequence[torch.Tensor]],
     groups: str | Sequence[Sequence[int]] | None,
     num_groups: int,
-    num_atoms: int | str,
+    num_atoms: int | Sequence[int] | str,
     batches: list[torch.Tensor],
 ) -> Groups:
     depth = len(next(iter(weights.values())))
@@ -268,7 +235,8 @@ def _find_groups(
         raise ValueError(f'groups={groups!r} is unknown, expected lists or one of {GROUPINGS}')
     grams = [gram_matrix(rows).cpu() for rows in weights.values()]
     if groups == 'optimal':
-        return optimal_groups(grams, num_groups, 1 if num_atoms == 'auto' else int(num_atoms))
+        number = num_atoms if isinstance(num_atoms, int) else 1
+        return optimal_groups(grams, num_groups, number)
     return cluster_groups(grams, num_groups, groups)
 
 
@@ -276,52 +244,74 @@ def align_weights(
     weights: Mapping[str, torch.Tensor],
     may: Allowed,
     names: str,
-    num_atoms: int,
+    num_atoms: int | Sequence[int],
     groups: Groups,
     mode: str,
 ) -> Alignment:
     """Align for what `solve` will do: S atoms for each group of the projections in `names`."""
-    numbers = [min(num_atoms, len(group)) for group in groups]
+    of_group = [num_atoms] * len(groups) if isinstance(num_atoms, int) else num_atoms
+    numbers = [min(number, len(group)) for number, group in zip(of_group, groups, strict=True)]
     return align_heads(
         weights, may.num_heads, numbers, groups, mode, may.rotate_qk, may.rotate_vo, names
     )
 
 
-def _numbers(model: nn.Module, weights: Mapping[str, Sequence[torch.Tensor]], budget: float) -> int:
-    """Parameters that the atoms, coefficients and residuals may have."""
-    every = projection_weights(model)
-    attention = sum(row.numel() for rows in every.values() for row in rows)
-    sharing = sum(row.numel() for rows in weights.values() for row in rows)
-    if budget < 1:
-        kept = int(budget * attention)
-    else:
-        kept = int(budget) - (sum(p.numel() for p in model.parameters()) - attention)
-    numbers = kept - (attention - sharing)
-    if numbers >= sharing:
-        raise ValueError(
-            f'budget={budget} leaves the projections {"".join(weights)!r} {numbers:,} parameters, and '
-            f'they have {sharing:,}: nothing would be saved'
-        )
-    return numbers
-
-
-def _spend(
+def _solve(
+    model: nn.Module,
     weights: Mapping[str, Sequence[torch.Tensor]],
     groups: Groups,
-    numbers: int,
-    num_atoms: int | str,
+    num_atoms: int | list[int] | str,
     residual_rank: Any,
-    metrics: Any,
+    budget: float | None,
+    metrics: Mapping[str, Metric] | None,
     sweeps: int | None,
 ) -> Solution:
-    number = None if num_atoms == 'auto' else int(num_atoms)
-    if isinstance(residual_rank, str):
-        return solve_budget(weights, groups, numbers, number, residual_rank, metrics, sweeps or 4)
+    """Fit what was asked for, or what a budget pays for."""
     depth = sum(map(len, groups))
+    dense = sum(row.numel() for rows in weights.values() for row in rows)
+    numbers = None if budget is None else _numbers(model, dense, budget)
+    if numbers is not None and isinstance(residual_rank, str):
+        number = None if isinstance(num_atoms, str) else num_atoms
+        return solve_budget(weights, groups, numbers, number, residual_rank, metrics, sweeps or 4)
     ranks = parse_residual_rank(residual_rank, ''.join(weights), depth)
+    shapes = {name: (rows[0].shape[0], rows[0].shape[1]) for name, rows in weights.items()}
+    check_ranks(ranks, list(weights), shapes, depth)
     price = sum(
         rank * sum(weights[name][0].shape) for name, of_name in ranks.items() for rank in of_name
     )
-    best = most_atoms(weights, groups, numbers - price)
-    own = ranks if price else None
-    return solve(weights, groups, best, own, metrics, sweeps or 1)
+    if numbers is not None:
+        number = most_atoms(weights, groups, numbers - price)
+    else:
+        number = cast(int, num_atoms)
+        total = price + price_of_atoms(weights, groups, number)
+        if total >= dense:
+            raise ValueError(
+                f'num_atoms={num_atoms} with residual_rank={residual_rank} needs {total:,} parameters '
+                f'for the projections {"".join(weights)!r}, which have {dense:,}: nothing is saved'
+            )
+    return solve(weights, groups, number, ranks if price else None, metrics, sweeps or 1)
+
+
+def _numbers(model: nn.Module, sharing: int, budget: float) -> int:
+    """Parameters that the atoms, coefficients and residuals of the shared projections may have."""
+    attention = sum(row.numel() for rows in projection_weights(model).values() for row in rows)
+    rest = sum(param.numel() for param in model.parameters()) - attention
+    kept = int(budget * attention) if budget < 1 else int(budget) - rest
+    numbers = kept - (attention - sharing)
+    if not 0 < numbers < sharing:
+        what = (
+            f'a share of the {attention:,} weights of the attention'
+            if budget < 1
+            else f"from 1 on, the parameters of the whole model: {rest:,} are not the attention's"
+        )
+        raise ValueError(
+            f'budget={budget} ({what}) leaves {numbers:,} parameters for the projections that share, '
+            f'which have {sharing:,}'
+            + (
+                f' (those that do not share keep {attention - sharing:,})'
+                if attention > sharing
+                else ''
+            )
+            + (': nothing would be saved' if numbers > 0 else '')
+        )
+    return numbers

@@ -10,8 +10,8 @@ import torch
 from masa_vit.compression.metric import Metric
 from masa_vit.compression.pca import matrix_pca
 
-_ROUNDS = 8
-"""Of coefficients and atoms in turn."""
+_ROUNDS = {'first': 8, 'again': 2}
+"""Of coefficients and atoms in turn, from Matrix PCA and from an earlier fit."""
 
 _STEPS = 20
 """Of conjugate gradients for the atoms, in each round."""
@@ -33,7 +33,7 @@ class Fit(NamedTuple):
     def shared(self) -> torch.Tensor:
         """The part of the weights that comes from the atoms, (L, out, in)."""
         atoms = self.atoms.double()
-        return (self.coef @ atoms.flatten(1)).view(-1, *atoms.shape[1:])
+        return (self.coef.to(atoms) @ atoms.flatten(1)).view(-1, *atoms.shape[1:])
 
     def own(self) -> torch.Tensor:
         """The part that is each layer's own, (L, out, in)."""
@@ -61,18 +61,20 @@ def fit_atoms(
         weights: (L, out, in), float64.
         num_atoms: S.
         metric: Of the L layers.
-        start: Atoms and coefficients.
+        start: Atoms and coefficients, for a fit with a metric.
     """
-    if start is None:
+    weighted = metric is not None and (metric.left is not None or metric.right is not None)
+    rounds = _ROUNDS['first' if start is None else 'again']
+    if start is None or not weighted:
         pca = matrix_pca(list(weights), num_atoms)
-        start = pca.atoms.double(), pca.coef
-    if metric is None or (metric.left is None and metric.right is None):
+        start = pca.atoms.double(), pca.coef.to(weights)
+    if metric is None or not weighted:
         return start
-    atoms, coef = start[0].clone(), start[1].clone()
+    atoms, coef = start
     moments = Metric(*(None if f is None else f @ f.mT for f in metric))
     target = _weigh(weights, moments)
     precondition = _preconditioner(moments)
-    for _ in range(_ROUNDS):
+    for _ in range(rounds):
         coef = _solve_coef(atoms, target, moments)
         atoms = _improve_atoms(atoms, coef, target, moments, precondition)
         norms = atoms.flatten(1).norm(dim=1).clamp(min=1e-30)
@@ -148,7 +150,7 @@ def _improve_atoms(
     residue = gather(target - _weigh(mix(atoms), moments))
     direction = solved = solve(residue)
     product = (residue * solved).sum()
-    stop = product * 1e-12
+    stop = product * 1e-8
     for _ in range(_STEPS):
         if not product > stop:
             break

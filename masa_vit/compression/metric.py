@@ -12,7 +12,7 @@ The error of a compressed weight is ``||Q_l^T (W_l - What_l) P_l||^2`` with, for
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import torch
@@ -72,21 +72,29 @@ class Statistics(NamedTuple):
     """E[g g^T] over tokens, (L, out, out); empty if none were asked for."""
     num_images: int
 
-    def metrics(self, weights: dict[str, torch.Tensor], weighting: str) -> dict[str, Metric]:
+    def metrics(
+        self, weights: Mapping[str, Sequence[torch.Tensor]], weighting: str
+    ) -> dict[str, Metric]:
         """Make the metric of every projection.
 
         Under 'input' every weight counts alike: the relative errors of the outputs are added, for
         outputs of different layers have no common unit (ours). Under 'fisher' they have.
         """
+        factors: dict[int, torch.Tensor] = {}  # q, k and v have the same inputs
         metrics = {}
-        for name, weight in weights.items():
-            left = None
-            right = _factors(self.inputs[name], RIDGES['inputs'])
+        for name, rows in weights.items():
+            moments = self.inputs[name]
+            if id(moments) not in factors:
+                factors[id(moments)] = _factors(moments, RIDGES['inputs'])
+            right = factors[id(moments)]
             if weighting == 'fisher':
                 left = _factors(self.gradients[name], RIDGES['gradients'])
+                metrics[name] = Metric(left, right)
             else:
-                right = right / Metric(None, right).energy(weight).sqrt().view(-1, 1, 1)
-            metrics[name] = Metric(left, right)
+                stacked = torch.stack([row.double() for row in rows])
+                energy = Metric(None, right).energy(stacked)
+                scale = torch.where(energy > 0, energy, 1.0).sqrt()  # a weight may be zero
+                metrics[name] = Metric(None, right / scale.view(-1, 1, 1))
         return metrics
 
 
@@ -117,7 +125,7 @@ def collect_statistics(
 
     Gradients are those of the log-likelihood of classes drawn from the model's own prediction: no
     labels are needed, and their second moment is the Fisher matrix. For a model without a classifier
-    they are those of its features in random directions.
+    (or with a single output) they are those of its outputs in random directions. Runs in float32.
 
     Args:
         model: A timm `VisionTransformer`; left as it is.
@@ -129,41 +137,57 @@ def collect_statistics(
         ValueError: For images that are not finite or of a wrong shape, or too few: the moments of d
             inputs need at least d tokens.
     """
-    model = copy.deepcopy(model).eval().requires_grad_(False)
-    device = next(model.parameters()).device
+    runner: Any = copy.deepcopy(model).eval().float().requires_grad_(False)
+    device = next(runner.parameters()).device
     generator = torch.Generator().manual_seed(seed)
-    collector = _Collector(model, gradients)
     num_images = 0
-    try:
+    with torch.inference_mode(False):
+        collector = _Collector(runner, gradients)
         for images in calibration:
-            images = _check_images(images).to(device)
+            images = check_images(images, runner).to(device, torch.float32, copy=True)
             with torch.set_grad_enabled(gradients):
-                outputs = model(images.requires_grad_(gradients))
+                outputs = runner(images.requires_grad_(gradients))
                 if gradients:
-                    _scalar(outputs, model, generator).backward()
+                    _scalar(outputs, runner, generator).backward()
             num_images += len(images)
-    finally:
-        collector.remove()
     collector.check(num_images)
     return Statistics(collector.moments('inputs'), collector.moments('gradients'), num_images)
 
 
-def _check_images(images: Any) -> torch.Tensor:
+def check_images(images: Any, model: Any) -> torch.Tensor:
+    """Return the images of a batch, which may be a pair of images and classes.
+
+    Raises:
+        ValueError: If they are not what the model takes.
+    """
+    if isinstance(images, (tuple, list)) and images:
+        images = images[0]
     if not isinstance(images, torch.Tensor) or images.ndim != 4 or not images.is_floating_point():
         what = tuple(images.shape) if isinstance(images, torch.Tensor) else type(images).__name__
         raise ValueError(
             f'a calibration batch is {what}, expected images as the model takes them: a floating '
             'tensor (batch, channels, height, width)'
         )
+    expected = (
+        model.patch_embed.proj.in_channels,
+        *(model.patch_embed.img_size or images.shape[2:]),
+    )
+    fits = (
+        images.shape[1] == expected[0] if model.dynamic_img_size else images.shape[1:] == expected
+    )
+    if not fits:
+        raise ValueError(
+            f'the calibration images are {tuple(images.shape[1:])}, expected {expected} (channels, '
+            'height, width): prepare them as for the model'
+        )
     if not torch.isfinite(images).all():
         raise ValueError('the calibration images hold NaN or infinity')
-    return images.detach().clone()
+    return images.detach()
 
 
 def _scalar(outputs: torch.Tensor, model: Any, generator: torch.Generator) -> torch.Tensor:
     """Something whose gradients have the Fisher matrix as second moment."""
-    outputs = outputs.float()
-    if model.num_classes:
+    if model.num_classes > 1 and outputs.ndim == 2:
         drawn = torch.multinomial(outputs.detach().softmax(1).cpu(), 1, generator=generator)
         return F.cross_entropy(outputs, drawn[:, 0].to(outputs.device), reduction='sum')
     direction = torch.randn(outputs.shape, generator=generator).to(outputs.device)
@@ -177,11 +201,10 @@ class _Collector:
         self._depth = len(model.blocks)
         self._sums: dict[tuple[str, str, int], torch.Tensor] = {}
         self._tokens = 0
-        self._handles = []
         for layer, block in enumerate(model.blocks):
             for path in LAYOUT:
                 hook = self._hook(path, layer, gradients)
-                self._handles.append(block.get_submodule(path).register_forward_hook(hook))
+                block.get_submodule(path).register_forward_hook(hook)
 
     def _hook(self, path: str, layer: int, gradients: bool) -> Callable[..., None]:
         def hook(module: nn.Module, args: tuple[torch.Tensor, ...], out: torch.Tensor) -> None:
@@ -200,10 +223,6 @@ class _Collector:
             key = (what, name, layer)
             self._sums[key] = self._sums.get(key, 0) + part.T @ part
 
-    def remove(self) -> None:
-        for handle in self._handles:
-            handle.remove()
-
     def check(self, num_images: int) -> None:
         widths = [len(total) for (what, *_), total in self._sums.items() if what == 'inputs']
         widest = max(widths, default=1)
@@ -215,11 +234,9 @@ class _Collector:
             )
 
     def moments(self, what: str) -> dict[str, torch.Tensor]:
-        moments = {}
-        for names in LAYOUT.values():
-            for name in names:
-                of = name if what == 'gradients' else names
-                if (what, of, 0) in self._sums:
-                    totals = [self._sums[what, of, layer] for layer in range(self._depth)]
-                    moments[name] = torch.stack(totals) / self._tokens
+        """Of every projection; those with the same inputs have one tensor."""
+        moments: dict[str, torch.Tensor] = {}
+        for key in dict.fromkeys(key for of, key, _ in self._sums if of == what):
+            totals = [self._sums[what, key, layer] for layer in range(self._depth)]
+            moments.update(dict.fromkeys(key, torch.stack(totals) / self._tokens))
         return moments

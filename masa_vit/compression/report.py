@@ -14,7 +14,9 @@ from masa_vit.analysis import count_parameters
 from masa_vit.compression.align import allowed, gaussian_like
 from masa_vit.compression.build import sharing_args, stacked_weights
 from masa_vit.compression.compress import Compression, align_weights
+from masa_vit.compression.metric import Metric, Statistics
 from masa_vit.compression.solve import Solution, solve
+from masa_vit.models.sharing_args import PROJECTIONS
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -34,7 +36,10 @@ Report = dict[str, Any]
 
 
 def make_report(
-    compression: Compression, top1: Mapping[str, float] | None = None, control: bool = True
+    compression: Compression,
+    top1: Mapping[str, float] | None = None,
+    control: bool = True,
+    statistics: Statistics | None = None,
 ) -> Report:
     """Measure a compression.
 
@@ -42,51 +47,57 @@ def make_report(
         compression: What `compress_with_record` returned.
         top1: Accuracies in percent, 'before' and 'after', and any more ('epoch 3', ...).
         control: Compress Gaussian matrices of the same shapes and norms in the same way too, for
-            comparison: takes as long again as the compression without calibration images.
+            comparison: takes as long again as the fit.
+        statistics: Of the dense model (the aligned one, `compression.dense`) on calibration images, for
+            the errors of outputs, where errors were not weighed.
 
     Returns:
         A dict for JSON: `sharing` (the arguments of the model), `parameters` (attention and total,
-        before and after), `rows` (projection, layers, num_atoms, mean rank, energy kept, that of
-        Gaussian matrices, relative error of the outputs on the calibration images), `energy` and
-        `gaussian` over all, `cost` in the metric of the fit, `alignment` (the share of energy that
-        plain atoms capture, before and after), `top1`, and the verdict, `too_lossy`, with `why`.
+        before and after), `weighting`, `rows` (projection, layers, num_atoms, mean rank, energy kept
+        and that of Gaussian matrices, both in the metric of the fit, relative error of the outputs on
+        the calibration images), `energy` and `gaussian` over all, `cost` (1 - energy), `alignment` (the
+        share of energy that plain atoms capture, before and after), `top1`, and the verdict,
+        `too_lossy`, with `why`.
     """
     solution = compression.solution
+    statistics = compression.statistics or statistics
     weights = {
         name: weight
         for name, weight in stacked_weights(compression.dense).items()
         if name in solution.fits
     }
     gaussian = _gaussian_fits(compression, weights) if control else None
+    metrics = _on_cpu(compression)
     rows = []
-    kept = total = kept_gaussian = total_gaussian = 0.0
+    sums = dict.fromkeys(('kept', 'total', 'kept_gaussian', 'total_gaussian'), 0.0)
     for name, weight in weights.items():
         for index, layers in enumerate(solution.sharing.groups):
-            fit = solution.fits[name][index]
-            of_group = weight[layers]
-            energy = float(of_group.square().sum())
-            lost = float((of_group - fit.weights()).square().sum())
+            fit, of_group, metric = (
+                solution.fits[name][index],
+                weight[layers],
+                metrics[name].of(layers),
+            )
+            fitted = fit.weights().cpu()
+            kept, total = _kept(of_group, fitted, metric)
             row: dict[str, Any] = {
                 'projection': name,
                 'layers': list(layers),
                 'num_atoms': len(fit.atoms),
                 'mean_rank': sum(up.shape[1] for up, _ in fit.residual) / len(layers),
-                'energy': 1 - lost / max(energy, 1e-300),
+                'energy': kept / total,
             }
-            kept, total = kept + energy - lost, total + energy
+            sums['kept'], sums['total'] = sums['kept'] + kept, sums['total'] + total
             if gaussian is not None:
                 noise, of_noise = gaussian
-                drawn = noise[name][layers]
-                energy = float(drawn.square().sum())
-                lost = float((drawn - of_noise.fits[name][index].weights()).square().sum())
-                row['gaussian'] = 1 - lost / max(energy, 1e-300)
-                kept_gaussian, total_gaussian = (
-                    kept_gaussian + energy - lost,
-                    total_gaussian + energy,
+                kept, total = _kept(
+                    noise[name][layers], of_noise.fits[name][index].weights(), metric
                 )
-            if compression.statistics is not None:
-                moments = compression.statistics.inputs[name][layers]
-                row['output_error'] = _output_error(of_group, fit.weights(), moments)
+                row['gaussian'] = kept / total
+                sums['kept_gaussian'] += kept
+                sums['total_gaussian'] += total
+            if statistics is not None:
+                moments = statistics.inputs[name][layers].cpu()
+                row['output_error'] = _output_error(of_group, fitted, moments)
             rows.append(row)
     report: Report = {
         'sharing': sharing_args(solution),
@@ -95,16 +106,17 @@ def make_report(
             'compressed': asdict(count_parameters(compression.model)),
         },
         'rows': rows,
-        'energy': kept / max(total, 1e-300),
+        'weighting': compression.weighting,
+        'energy': sums['kept'] / sums['total'],
         'cost': solution.cost,
     }
     if gaussian is not None:
-        report['gaussian'] = kept_gaussian / max(total_gaussian, 1e-300)
+        report['gaussian'] = sums['kept_gaussian'] / sums['total_gaussian']
     if compression.alignment is not None:
         shares = compression.alignment.energy
         report['alignment'] = {'before': shares[0], 'after': shares[-1]}
-    if compression.statistics is not None:
-        report['calibration_images'] = compression.statistics.num_images
+    if statistics is not None:
+        report['calibration_images'] = statistics.num_images
     report['top1'] = dict(top1 or {})
     report['too_lossy'], report['why'] = _verdict(report)
     return report
@@ -116,14 +128,29 @@ def _gaussian_fits(
     """Gaussian matrices with the norms of the weights, aligned and compressed as these were."""
     groups, num_atoms, ranks = compression.solution.sharing
     noise = gaussian_like(stacked_weights(compression.dense))
-    number = max(max(of_group) for of_group in num_atoms.values())
-    if compression.mode is not None:
+    numbers = next(iter(num_atoms.values()))
+    if compression.align is not None:
         may, names = allowed(compression.dense), ''.join(weights)
-        found = align_weights(noise, may, names, number, groups, compression.mode)
+        found = align_weights(noise, may, names, numbers, groups, compression.align)
         noise = found.transform(noise)
     own = ranks if any(map(any, ranks.values())) else None
     rows = {name: [*noise[name]] for name in weights}
-    return noise, solve(rows, groups, number, own, sweeps=compression.solution.sweeps)
+    metrics = None if compression.metrics is None else _on_cpu(compression)
+    return noise, solve(rows, groups, numbers, own, metrics, compression.solution.sweeps)
+
+
+def _on_cpu(compression: Compression) -> dict[str, Metric]:
+    """The metric of every projection; without one, all directions are alike."""
+    return {
+        name: Metric(*(None if factor is None else factor.cpu() for factor in metric))
+        for name, metric in (compression.metrics or dict.fromkeys(PROJECTIONS, Metric())).items()
+    }
+
+
+def _kept(weights: torch.Tensor, fitted: torch.Tensor, metric: Metric) -> tuple[float, float]:
+    """Energy that is kept, and all there was, in a metric."""
+    total = max(float(metric.energy(weights).sum()), 1e-300)
+    return total - float(metric.energy(weights - fitted).sum()), total
 
 
 def _output_error(weights: torch.Tensor, fitted: torch.Tensor, moments: torch.Tensor) -> float:
@@ -177,7 +204,7 @@ def make_table(report: Report) -> Table:
     """The rows of a report, for the terminal."""
     from rich.table import Table
 
-    table = Table(title='Energy of the weights that is kept')
+    table = Table(title='Energy of the weights that is kept' + _weighed(report))
     table.add_column('projection')
     table.add_column('layers')
     for name in ('atoms', 'mean rank', 'kept', 'of Gaussian matrices', 'error of outputs'):
@@ -195,6 +222,10 @@ def make_table(report: Report) -> Table:
             f'{row["output_error"]:.1%}' if 'output_error' in row else '',
         )
     return table
+
+
+def _weighed(report: Report) -> str:
+    return '' if report['weighting'] == 'none' else f', weighed by {report["weighting"]}'
 
 
 def describe(report: Report) -> list[str]:
@@ -246,7 +277,8 @@ def draw(report: Report) -> Figure:
             [p + 0.2 for p in places], heights, 0.4, color='0.75', hatch='//',
             edgecolor='0.4', label='Gaussian matrices',
         )  # fmt: skip
-    ax.set(ylabel='energy kept, %', ylim=(0, 100), xticks=list(places), xticklabels=labels)
+    ax.set(ylabel=f'energy kept{_weighed(report)}, %', ylim=(0, 100))
+    ax.set_xticks(list(places), labels)
     ax.legend(fontsize='small', loc='lower right')
     if report['top1']:
         _draw_top1(report['top1'], second)

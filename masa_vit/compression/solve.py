@@ -1,13 +1,14 @@
-"""Fit all projections of a model, and split a budget between atoms and residuals."""
+"""Fit all projections of a model."""
 
 from __future__ import annotations
 
-import logging
+import copy
 from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
 import torch
 
+from masa_vit.compression.allocation import Ranks, allocate
 from masa_vit.compression.fit import (
     Fit,
     Pairs,
@@ -15,15 +16,9 @@ from masa_vit.compression.fit import (
     low_rank,
     no_residual,
     scale_for_training,
-    spectra,
 )
 from masa_vit.compression.metric import Metric
 from masa_vit.compression.pca import matrix_pca
-
-_logger = logging.getLogger(__name__)
-
-ALLOCATIONS = ('energy', 'uniform')
-"""Ways to give ranks to the layers' residuals."""
 
 Weights = Mapping[str, Sequence[torch.Tensor]]
 """Projection -> the weights (out, in) of all layers."""
@@ -55,44 +50,46 @@ class Solution(NamedTuple):
     """How often atoms and residual were fitted in turn."""
 
 
-class Ranks(NamedTuple):
-    """Ranks to be found: as many as `numbers` parameters pay for."""
-
-    allocation: str
-    numbers: int
-
-
 def solve(
     weights: Weights,
     groups: list[list[int]],
-    num_atoms: int,
+    num_atoms: int | Sequence[int],
     ranks: Mapping[str, Sequence[int]] | Ranks | None = None,
     metrics: Mapping[str, Metric] | None = None,
     sweeps: int = 1,
 ) -> Solution:
     """Fit every projection: atoms for each group, and residuals.
 
-    One sweep is the paper's way: atoms, then the residual of what they leave. More sweeps fit the two
-    in turn, from two starts, of which the better one is kept: with the atoms fitted first, and with
-    the residuals first (ours; weights that are nearly of low rank are better served by the second).
+    One sweep is the paper's way: atoms, then the residual of what they leave. With more, the two are
+    fitted in turn, from the better of two starts: the atoms first, or the residuals first (ours;
+    weights that are nearly of low rank are better served by the second). Layers of a group that has
+    an atom for each get no residual.
 
     Args:
         weights: Of the projections that share.
         groups: Of layers.
-        num_atoms: S of each group; at most its number of layers is used.
+        num_atoms: S, of all groups or each; at most its number of layers is used.
         ranks: Of the residuals, given or to be found; None: no residuals.
         metrics: Cost of an error; None: all directions alike.
         sweeps: How often the two are fitted.
     """
-    numbers = {name: [min(num_atoms, len(g)) for g in groups] for name in weights}
+    numbers = numbers_of_groups(weights, groups, num_atoms)
     if ranks is None:
         return _atoms_alone(weights, groups, numbers, metrics)
-    full = {name: torch.stack([w.double() for w in rows]) for name, rows in weights.items()}
-    problem = _Problem(full, groups, numbers, ranks, metrics or {})
-    runs = [problem.run(residual_first=False, sweeps=sweeps)]
-    if sweeps > 1:
-        runs.append(problem.run(residual_first=True, sweeps=sweeps))
-    return min(runs, key=lambda run: run.cost)
+    problem = Problem(weights, groups, numbers, ranks, metrics or {})
+    if sweeps == 1:
+        problem.sweep()
+        return problem.solution()
+    return problem.better_start().refine(sweeps - 1)
+
+
+def numbers_of_groups(
+    weights: Weights, groups: Sequence[Sequence[int]], num_atoms: int | Sequence[int]
+) -> dict[str, list[int]]:
+    """Projection -> S of each group, at most its number of layers."""
+    of_group = [num_atoms] * len(groups) if isinstance(num_atoms, int) else num_atoms
+    numbers = [min(n, len(group)) for n, group in zip(of_group, groups, strict=True)]
+    return dict.fromkeys(weights, numbers)
 
 
 def _atoms_alone(
@@ -127,185 +124,110 @@ def _atoms_alone(
     return Solution(sharing, fits, lost / max(total, 1e-300), 1)
 
 
-class _Problem:
+class Problem:
     """Atoms and residuals of all projections, fitted in turn."""
 
     def __init__(
         self,
-        weights: Mapping[str, torch.Tensor],
+        weights: Weights,
         groups: list[list[int]],
         numbers: dict[str, list[int]],
         ranks: Mapping[str, Sequence[int]] | Ranks,
         metrics: Mapping[str, Metric],
     ) -> None:
-        self.weights, self.groups, self.numbers = weights, groups, numbers
-        self.ranks, self.metrics = ranks, metrics
+        self.weights = {
+            name: torch.stack([row.double() for row in rows]) for name, rows in weights.items()
+        }
+        self.groups, self.numbers = groups, numbers
+        self.metrics = {name: metrics.get(name, Metric()) for name in weights}
+        self._given = ranks
+        # layers that their own atoms give exactly
+        self._exact = {
+            name: {
+                layer
+                for number, layers in zip(numbers[name], groups, strict=True)
+                for layer in (layers if number == len(layers) else ())
+            }
+            for name in weights
+        }
+        self._energy = self._cost(self.weights)
+        self._atoms: dict[str, list[Shared]] = {}
+        self._shared = {name: torch.zeros_like(weight) for name, weight in self.weights.items()}
+        self._own = dict(self._shared)
+        self._pairs: dict[str, Pairs] = {}
+        self._ranks: dict[str, list[int]] = {}
+        self._sweeps = 0
 
-    def run(self, residual_first: bool, sweeps: int) -> Solution:
-        shared = {name: torch.zeros_like(weight) for name, weight in self.weights.items()}
-        own = dict(shared)
-        atoms: dict[str, list[Shared]] = {}
-        if residual_first:
-            own, pairs, ranks = self._fit_residuals(shared)
+    def better_start(self) -> Problem:
+        """Run one sweep from the atoms, and one from the residuals: the one that loses less."""
+        other = copy.copy(self)
+        other._atoms, other._shared = {}, dict(self._shared)
+        self.sweep()
+        other._fit_residuals()
+        other.sweep()
+        return min((self, other), key=lambda problem: problem.cost)
+
+    def refine(self, sweeps: int) -> Solution:
+        """Go on for so many sweeps."""
         for _ in range(sweeps):
-            for name, weight in self.weights.items():
-                started = atoms.get(name, [None] * len(self.groups))
-                atoms[name], shared[name] = self._fit_atoms(name, weight - own[name], started)
-            own, pairs, ranks = self._fit_residuals(shared)
-        fits = {
-            name: [
-                Fit(*scale_for_training(*pair), [pairs[name][layer] for layer in layers])
-                for pair, layers in zip(atoms[name], self.groups, strict=True)
-            ]
-            for name in self.weights
-        }
-        left = {name: weight - shared[name] - own[name] for name, weight in self.weights.items()}
-        cost = self._cost(left) / max(self._cost(self.weights), 1e-300)
-        return Solution(Sharing(self.groups, self.numbers, ranks), fits, cost, sweeps)
+            self.sweep()
+        return self.solution()
 
-    def _fit_atoms(
-        self,
-        name: str,
-        weight: torch.Tensor,
-        started: Sequence[Shared | None],
-    ) -> tuple[list[Shared], torch.Tensor]:
-        found, shared = [], torch.empty_like(weight)
-        metric = self.metrics.get(name, Metric())
-        for layers, number, start in zip(self.groups, self.numbers[name], started, strict=True):
-            pair = fit_atoms(weight[layers], number, metric.of(layers), start)
-            found.append(pair)
-            shared[layers] = Fit(*pair, []).shared()
-        return found, shared
+    def sweep(self) -> None:
+        """Fit the atoms to what the residuals leave, then the residuals to what the atoms leave."""
+        for name, weight in self.weights.items():
+            left, metric = weight - self._own[name], self.metrics[name]
+            shared, found = torch.empty_like(weight), []
+            starts = self._atoms.get(name, [None] * len(self.groups))
+            for layers, number, start in zip(self.groups, self.numbers[name], starts, strict=True):
+                pair = fit_atoms(left[layers], number, metric.of(layers), start)
+                found.append(pair)
+                shared[layers] = Fit(*pair, []).shared()
+            self._atoms[name], self._shared[name] = found, shared
+        self._fit_residuals()
+        self._sweeps += 1
 
-    def _fit_residuals(
-        self, shared: Mapping[str, torch.Tensor]
-    ) -> tuple[dict[str, torch.Tensor], dict[str, Pairs], dict[str, list[int]]]:
-        left = {name: weight - shared[name] for name, weight in self.weights.items()}
-        if isinstance(self.ranks, Ranks):
-            ranks = allocate(left, self.metrics, self.ranks)
+    def _fit_residuals(self) -> None:
+        left = {name: weight - self._shared[name] for name, weight in self.weights.items()}
+        if isinstance(self._given, Ranks):
+            ranks = allocate(left, self.metrics, self._given, self._exact)
         else:
-            ranks = {name: list(of_name) for name, of_name in self.ranks.items()}
-        pairs = {
-            name: low_rank(weight, self.metrics.get(name), ranks[name])
-            for name, weight in left.items()
+            ranks = {
+                name: [0 if layer in self._exact[name] else k for layer, k in enumerate(of_name)]
+                for name, of_name in self._given.items()
+            }
+        self._ranks = ranks
+        self._pairs = {
+            name: low_rank(weight, self.metrics[name], ranks[name]) for name, weight in left.items()
         }
-        own = {name: torch.stack([u @ v for u, v in of_name]) for name, of_name in pairs.items()}
-        return own, pairs, ranks
+        self._own = {
+            name: torch.stack([up @ down for up, down in pairs])
+            for name, pairs in self._pairs.items()
+        }
+
+    @property
+    def cost(self) -> float:
+        """What is lost, over what there was."""
+        left = {
+            name: weight - self._shared[name] - self._own[name]
+            for name, weight in self.weights.items()
+        }
+        return self._cost(left) / max(self._energy, 1e-300)
 
     def _cost(self, weights: Mapping[str, torch.Tensor]) -> float:
-        return sum(
-            float(self.metrics.get(name, Metric()).energy(weight).sum())
-            for name, weight in weights.items()
-        )
+        return sum(float(self.metrics[name].energy(w).sum()) for name, w in weights.items())
 
-
-def allocate(
-    weights: Mapping[str, torch.Tensor], metrics: Mapping[str, Metric], ranks: Ranks
-) -> dict[str, list[int]]:
-    """Give ranks to the residuals of all layers and projections, paid from one purse.
-
-    A rank costs (out + in) parameters. 'energy': the largest singular values first, for their price;
-    'uniform': every weight gets the same.
-
-    Args:
-        weights: What the residuals are to approximate, (L, out, in).
-        metrics: Cost of an error.
-        ranks: The way, and how many parameters there are.
-    """
-    prices = {name: sum(weight.shape[1:]) for name, weight in weights.items()}
-    depth = len(next(iter(weights.values())))
-    if ranks.allocation == 'uniform':
-        most = min(min(weight.shape[1:]) for weight in weights.values())
-        rank = min(ranks.numbers // (depth * sum(prices.values())), most)
-        return {name: [rank] * depth for name in weights}
-    gains = []
-    for name, weight in weights.items():
-        energies = spectra(weight, metrics.get(name)).square() / prices[name]
-        gains += [
-            (-gain, name, layer)
-            for layer, of_layer in enumerate(energies.tolist())
-            for gain in of_layer
-        ]
-    found = {name: [0] * depth for name in weights}
-    purse = ranks.numbers
-    for _, name, layer in sorted(gains):
-        if prices[name] > purse:
-            break
-        found[name][layer] += 1
-        purse -= prices[name]
-    return found
-
-
-def solve_budget(
-    weights: Weights,
-    groups: list[list[int]],
-    numbers: int,
-    num_atoms: int | None,
-    allocation: str,
-    metrics: Mapping[str, Metric] | None,
-    sweeps: int,
-) -> Solution:
-    """Find atoms and residuals of at most `numbers` parameters with the least cost.
-
-    Args:
-        weights: Of the projections that share.
-        groups: Of layers.
-        numbers: Parameters that atoms, coefficients and residuals may have.
-        num_atoms: S; None: the best one is searched.
-        allocation: Of the ranks; see `allocate`.
-        metrics: Cost of an error.
-        sweeps: See `solve`.
-
-    Raises:
-        ValueError: If one atom for each group and projection costs more than that.
-    """
-    largest = max(len(group) for group in groups)
-    candidates = range(1, largest + 1) if num_atoms is None else [num_atoms]
-    solutions = []
-    for number in candidates:
-        left = numbers - price_of_atoms(weights, groups, number)
-        if left < 0:
-            break
-        solution = solve(weights, groups, number, Ranks(allocation, left), metrics, sweeps)
-        _logger.info('%d atoms: %.4g of the energy is lost', number, solution.cost)
-        solutions.append(solution)
-        if len(solutions) > 2 and solutions[-1].cost > solutions[-2].cost > solutions[-3].cost:
-            break
-    if not solutions:
-        raise _too_small(weights, groups, numbers, candidates[0])
-    return min(solutions, key=lambda solution: solution.cost)
-
-
-def most_atoms(weights: Weights, groups: Sequence[Sequence[int]], numbers: int) -> int:
-    """The most atoms that `numbers` parameters pay for, alike in all groups and projections.
-
-    Raises:
-        ValueError: If they do not pay for one.
-    """
-    fitting = [
-        number
-        for number in range(1, max(map(len, groups)) + 1)
-        if price_of_atoms(weights, groups, number) <= numbers
-    ]
-    if not fitting:
-        raise _too_small(weights, groups, numbers, 1)
-    return fitting[-1]
-
-
-def _too_small(
-    weights: Weights, groups: Sequence[Sequence[int]], numbers: int, number: int
-) -> ValueError:
-    return ValueError(
-        f'the budget leaves {numbers:,} parameters for the projections {"".join(weights)!r}, and '
-        f'{number} atom{"s" * (number > 1)} for each of {len(groups)} groups of layers cost '
-        f'{price_of_atoms(weights, groups, number):,}: raise the budget, or use fewer groups'
-    )
-
-
-def price_of_atoms(weights: Weights, groups: Sequence[Sequence[int]], num_atoms: int) -> int:
-    """Parameters of S atoms for each group and projection, and of their coefficients."""
-    return sum(
-        min(num_atoms, len(group)) * (rows[0].numel() + len(group))
-        for rows in weights.values()
-        for group in groups
-    )
+    def solution(self) -> Solution:
+        """What has been found."""
+        fits = {
+            name: [
+                Fit(
+                    *scale_for_training(atoms.clone(), coef),
+                    [self._pairs[name][layer] for layer in layers],
+                )
+                for (atoms, coef), layers in zip(pairs, self.groups, strict=True)
+            ]
+            for name, pairs in self._atoms.items()
+        }
+        sharing = Sharing(self.groups, self.numbers, self._ranks)
+        return Solution(sharing, fits, self.cost, self._sweeps)

@@ -73,8 +73,8 @@ def load_folded(model: ModelT, source: str | Path) -> ModelT:
                 if f'{linear}.dense_{name}' in state:  # else shared, or the whole linear is dense
                     row.copy_(state[f'{linear}.dense_{name}'])
                 if f'{linear}.up_{name}' in state:
-                    up, down = (state[f'{linear}.{part}_{name}'].to(row) for part in ('up', 'down'))
-                    row += up @ down
+                    up, down = (state[f'{linear}.{part}_{name}'].float() for part in ('up', 'down'))
+                    row.copy_(row.float() + (up @ down).to(row.device))
     return model
 
 

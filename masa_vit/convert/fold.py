@@ -41,7 +41,8 @@ def fold(model: nn.Module) -> nn.Module:
         model: A MASA model, or a module that holds some (a classifier around one).
 
     Returns:
-        A new module. The difference of the outputs is 0 on the same device and dtype.
+        A new module. The difference of the outputs is 0 on the same device and dtype, or, where layers
+        have residuals, that of adding them to the weight instead of the output: rounding.
 
     Raises:
         ValueError: If nothing in `model` is shared.

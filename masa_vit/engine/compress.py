@@ -32,8 +32,7 @@ def config_data(args: argparse.Namespace, model: nn.Module) -> Data:
     for name in ('calibration', 'val'):
         if getattr(args, name):
             raise ValueError(
-                f'--{name} is for models without a config; {args.source!r} names its own data '
-                f'(change it in the config: --cfg-options is for training)'
+                f'--{name} is for models without a config; {args.source!r} names its own data'
             )
     cfg = load_config(args.source)
     loader = cfg.get('val_dataloader') or cfg.get('test_dataloader')

@@ -22,6 +22,7 @@ from masa_vit.layers.dictionaries import (
 from masa_vit.layers.linear import SharedLinear
 from masa_vit.layers.sharing import (
     COEFFICIENT_KINDS,
+    check_ranks,
     projection_shapes,
     read_dictionaries,
     share_linears,
@@ -42,6 +43,7 @@ __all__ = [
     'assign_coefficients',
     'bake_coefficients',
     'bank_name',
+    'check_ranks',
     'compose',
     'composing',
     'draw_coefficients',

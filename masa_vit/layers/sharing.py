@@ -82,7 +82,7 @@ def share_linears(
     shared = [name for name in known if name in bank_of[0]]
     drawn = draw_coefficients(full, depth)
     drawn = {name: drawn[name] for name in shared}
-    ranks = _check_ranks(residual_ranks or {}, shared, shapes, depth)
+    ranks = check_ranks(residual_ranks or {}, shared, shapes, depth)
     sources, generator = _build_sources(
         coefficients, drawn, coef, coef_embed_dim, coef_hidden_dim, like.device, like.dtype
     )
@@ -132,7 +132,7 @@ def _common_shape(
     return shapes[first]
 
 
-def _check_ranks(
+def check_ranks(
     ranks: Mapping[str, Sequence[int]],
     shared: Sequence[str],
     shapes: Mapping[str, tuple[int, int]],

@@ -20,10 +20,10 @@ import torch
 
 import masa_vit
 from masa_vit.compression import compress_with_record
+from masa_vit.compression.allocation import Ranks, allocate
 from masa_vit.compression.build import projection_weights
 from masa_vit.compression.fit import low_rank
 from masa_vit.compression.metric import collect_statistics
-from masa_vit.compression.solve import Ranks, allocate
 from masa_vit.engine.compress import config_data
 from masa_vit.engine.export import load_classifier
 

@@ -63,7 +63,10 @@ def test_everything_at_once_with_folders_of_images(tmp_path, image_root, capsys)
         (['--calibration', 'nowhere'], 'nowhere'),
         (['--val', 'nowhere'], "'nowhere' does not exist"),
         (['--val', 'DATA'], 'has 2 folders, and the model 3 classes'),
-        (['--budget', '0.05', '--num-atoms', 'auto', '--residual-rank', 'energy'], 'atom for each'),
+        (
+            ['--budget', '0.05', '--num-atoms', 'auto', '--residual-rank', 'energy'],
+            '1 atom(s) for each',
+        ),
         (['--budget', '1e9', '--num-atoms', 'auto'], 'nothing would be saved'),
         (['--budget', '0.5'], 'has nothing to choose'),
         (['--num-atoms', 'auto'], 'needs a budget'),

@@ -249,3 +249,65 @@ def test_refuses_weights_that_are_not_finite(dense, value):
     with pytest.raises(ValueError, match=r"projection 'o'.* layers \[1\] are not finite"):
         compress(model, 2)
     compress(model, 2, 'qkv')
+
+
+def test_a_projection_that_is_zero(dense, images):
+    model = dense()
+    nn.init.zeros_(model.blocks[2].attn.proj.weight)
+    many = torch.randn(8, 3, 32, 32)
+    for weighting in ('none', 'input', 'fisher'):
+        masa = compress(model, 2, weighting=weighting, calibration=many, residual_rank=1)
+        assert torch.isfinite(masa(images)).all()
+
+
+@pytest.mark.parametrize('dtype', [torch.bfloat16, torch.float16])
+def test_half_precision_takes_images_of_any_dtype(dense, dtype):
+    many = torch.randn(8, 3, 32, 32)
+    model = dense().to(dtype)
+    masa = compress(model, 2, weighting='fisher', groups='kl', num_groups=2, calibration=many)
+    assert {param.dtype for param in masa.parameters()} == {dtype}
+
+
+def test_calibration_takes_batches_with_classes_and_only_where_it_is_needed(dense):
+    model, many = dense(), torch.randn(8, 3, 32, 32)
+    pairs = [(many[:4], torch.zeros(4)), (many[4:], torch.zeros(4))]
+    found = compress(model, 2, weighting='input', calibration=pairs).banks['q'].atoms
+    expected = compress(model, 2, weighting='input', calibration=many).banks['q'].atoms
+    torch.testing.assert_close(found, expected, rtol=0, atol=1e-5)
+    compress(model, 2, calibration=[torch.randn(1, 3, 32, 32)])  # too few, and not needed
+
+
+def test_a_number_of_atoms_for_each_group(dense):
+    masa = compress(dense(), [1, 2], groups=[[0], [1, 2, 3]])
+    assert {name: bank.num_atoms for name, bank in masa.banks.items()}['q_1to3'] == 2
+    assert masa.banks['q_0'].num_atoms == 1
+
+
+@pytest.mark.parametrize(
+    ('kwargs', 'message'),
+    [
+        ({'num_atoms': [1, 2]}, 'has 2 numbers, and there are 1 groups'),
+        ({'num_atoms': 1, 'groups': [[0], [1], [2], [3]]}, 'saves nothing: take fewer groups'),
+        ({'num_groups': 2}, 'num_groups=2 is for groups that are to be found'),
+        ({'num_atoms': 2, 'sweeps': 2}, 'there is no residual'),
+        ({'num_atoms': 2, 'residual_rank': 12}, 'which have 16,384: nothing is saved'),
+        ({'num_atoms': 2, 'residual_rank': 2.5}, r'integers from 0 to 32'),
+        ({'num_atoms': 'auto', 'budget': float('inf')}, 'budget=inf is not valid'),
+        ({'num_atoms': 'auto', 'budget': 33}, r'from 1 on, the parameters of the whole model'),
+        (
+            {'num_atoms': 'auto', 'budget': 0.4, 'projections': 'qv'},
+            r'those that do not share keep 8,192',
+        ),
+        (
+            {'num_atoms': 2, 'weighting': 'input', 'calibration': torch.randn(8, 3, 48, 48)},
+            r'images are \(3, 48, 48\), expected \(3, 32, 32\)',
+        ),
+        (
+            {'num_atoms': 2, 'weighting': 'input', 'calibration': torch.randn(8, 1, 32, 32)},
+            r'images are \(1, 32, 32\), expected \(3, 32, 32\)',
+        ),
+    ],
+)
+def test_refuses_what_does_not_go_together(dense, kwargs, message):
+    with pytest.raises(ValueError, match=message):
+        compress(dense(), **kwargs)

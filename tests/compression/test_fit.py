@@ -5,9 +5,11 @@ from __future__ import annotations
 import pytest
 import torch
 
+from masa_vit.compression.allocation import Ranks, allocate
+from masa_vit.compression.budget import price_of_atoms, solve_budget
 from masa_vit.compression.fit import Fit, fit_atoms, low_rank, spectra
 from masa_vit.compression.metric import Metric
-from masa_vit.compression.solve import Ranks, allocate, price_of_atoms, solve, solve_budget
+from masa_vit.compression.solve import solve
 
 
 def draw(*shape: int) -> torch.Tensor:
@@ -145,3 +147,38 @@ def test_the_best_number_of_atoms_is_found():
     solution = solve_budget(alike, [[*range(6)]], budget, None, 'energy', None, sweeps=2)
     assert solution.sharing.num_atoms['q'] == [2]
     assert solution.cost < 1e-12
+
+
+@pytest.mark.parametrize('weighted', [False, True])
+def test_every_sweep_loses_less(weighted):
+    weights = {'q': list(draw(6, 8, 8))}
+    metrics = {'q': draw_metric(6, 8, 8)} if weighted else None
+    costs = [
+        solve(weights, [[*range(6)]], 2, {'q': [2] * 6}, metrics, sweeps).cost
+        for sweeps in (1, 2, 4, 8)
+    ]
+    assert costs == sorted(costs, reverse=True)
+    assert costs[-1] < 0.97 * costs[1]
+
+
+def test_layers_with_an_atom_of_their_own_get_no_residual():
+    """It would start at zero on both sides, where no gradient is, and cost parameters."""
+    weights = {'q': list(draw(5, 8, 8))}
+    for ranks in ({'q': [2] * 5}, Ranks('energy', 200), Ranks('uniform', 200)):
+        solution = solve(weights, [[0], [1, 2, 3, 4]], 1, ranks, sweeps=2)
+        assert solution.sharing.ranks['q'][0] == 0
+        assert all(solution.sharing.ranks['q'][1:])
+
+
+def test_no_weight_gets_more_than_its_dense_price():
+    ranks = allocate({'q': draw(2, 8, 8)}, {}, Ranks('energy', 10_000))
+    assert ranks == {'q': [4, 4]}
+
+
+def test_atoms_and_coefficients_are_on_one_device():
+    """Fake tensors of another device stand for a GPU."""
+    from torch._subclasses.fake_tensor import FakeTensorMode
+
+    with FakeTensorMode():
+        fit = Fit(torch.empty(2, 3, 4, device='cuda'), torch.empty(5, 2), [])
+        assert fit.shared().device.type == 'cuda'

@@ -1,0 +1,103 @@
+"""Split a budget between atoms and residuals."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Mapping, Sequence
+
+from masa_vit.compression.allocation import Ranks
+from masa_vit.compression.metric import Metric
+from masa_vit.compression.solve import Problem, Solution, Weights, numbers_of_groups
+
+_logger = logging.getLogger(__name__)
+
+
+def solve_budget(
+    weights: Weights,
+    groups: list[list[int]],
+    numbers: int,
+    num_atoms: int | Sequence[int] | None,
+    allocation: str,
+    metrics: Mapping[str, Metric] | None,
+    sweeps: int,
+) -> Solution:
+    """Find atoms and residuals of at most `numbers` parameters with the least cost.
+
+    Every number of atoms is tried for one sweep, until more of them have lost more twice in a row; the
+    best one is refined.
+
+    Args:
+        weights: Of the projections that share.
+        groups: Of layers.
+        numbers: Parameters that atoms, coefficients and residuals may have.
+        num_atoms: S; None: the best one is searched.
+        allocation: Of the ranks; see `allocate`.
+        metrics: Cost of an error.
+        sweeps: See `solve`.
+
+    Raises:
+        ValueError: If one atom for each group and projection costs more than that.
+    """
+    largest = max(len(group) for group in groups)
+    candidates: Sequence[int | Sequence[int]]
+    candidates = range(1, largest + 1) if num_atoms is None else [num_atoms]
+    problems: list[Problem] = []
+    for number in candidates:
+        left = numbers - price_of_atoms(weights, groups, number)
+        if left < 0:
+            break
+        ranks = Ranks(allocation, left)
+        of_group = numbers_of_groups(weights, groups, number)
+        problem = Problem(weights, groups, of_group, ranks, metrics or {})
+        if sweeps > 1:
+            problem = problem.better_start()
+        else:
+            problem.sweep()
+        _logger.info('%s atoms: %.4g of the energy is lost after a sweep', number, problem.cost)
+        problems.append(problem)
+        costs = [problem.cost for problem in problems[-3:]]
+        if len(costs) == 3 and costs[0] < costs[1] < costs[2]:
+            break
+    if not problems:
+        raise _too_small(weights, groups, numbers, candidates[0])
+    return min(problems, key=lambda problem: problem.cost).refine(sweeps - 1)
+
+
+def most_atoms(weights: Weights, groups: Sequence[Sequence[int]], numbers: int) -> int:
+    """The most atoms that `numbers` parameters pay for, alike in all groups and projections.
+
+    Raises:
+        ValueError: If they do not pay for one.
+    """
+    fitting = [
+        number
+        for number in range(1, max(map(len, groups)) + 1)
+        if price_of_atoms(weights, groups, number) <= numbers
+    ]
+    if not fitting:
+        raise _too_small(weights, groups, numbers, 1)
+    return fitting[-1]
+
+
+def _too_small(
+    weights: Weights,
+    groups: Sequence[Sequence[int]],
+    numbers: int,
+    number: int | Sequence[int],
+) -> ValueError:
+    return ValueError(
+        f'the budget leaves {numbers:,} parameters for the projections {"".join(weights)!r}, and '
+        f'{number} atom(s) for each of {len(groups)} groups of layers cost '
+        f'{price_of_atoms(weights, groups, number):,}: raise the budget, or use fewer groups'
+    )
+
+
+def price_of_atoms(
+    weights: Weights, groups: Sequence[Sequence[int]], num_atoms: int | Sequence[int]
+) -> int:
+    """Parameters of S atoms for each group and projection, and of their coefficients."""
+    return sum(
+        number * (weights[name][0].numel() + len(group))
+        for name, numbers in numbers_of_groups(weights, groups, num_atoms).items()
+        for number, group in zip(numbers, groups, strict=True)
+    )
