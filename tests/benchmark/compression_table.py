@@ -3,8 +3,9 @@
     python tests/benchmark/compression_table.py CONFIG CHECKPOINT --json table.json
 
 Every way is given the same calibration images (of the training set, not augmented), and keeps the
-same share of the attention's weights or less. Top-1 is taken on both halves of the validation set
-(even and odd images): choose by one, report the other. Rows are added to the JSON file as they come,
+same share of the attention's weights or less. Top-1, and the mean divergence KL(dense || compressed) of
+the predictions, are taken on both halves of the validation set (even and odd images): choose by one,
+report the other. Rows are added to the JSON file as they come,
 and those that it has are not done again.
 """
 
@@ -107,13 +108,19 @@ def main() -> None:
     rows = json.loads(args.json.read_text()) if args.json.exists() else []
 
     @torch.inference_mode()
+    def predict(candidate: Any) -> torch.Tensor:
+        return torch.cat([candidate(x).double().log_softmax(1) for x in images.split(250)])
+
+    dense = predict(model)
+
     def measure(name: str, budget: str, candidate: Any, **more: Any) -> None:
-        right = torch.cat([candidate(x).argmax(1) for x in images.split(250)]) == classes
-        row = {
-            'budget': budget, 'name': name, **more,
-            'even': 100 * float(right[::2].double().mean()),
-            'odd': 100 * float(right[1::2].double().mean()),
-        }  # fmt: skip
+        logs = predict(candidate)
+        right = (logs.argmax(1) == classes).double()
+        divergence = (dense.exp() * (dense - logs)).sum(1)
+        row = {'budget': budget, 'name': name, **more}
+        for half, start in (('even', 0), ('odd', 1)):
+            row[half] = 100 * float(right[start::2].mean())
+            row[f'kl_{half}'] = float(divergence[start::2].mean())
         rows.append(row)
         args.json.write_text(json.dumps(rows, indent=1))
         print(json.dumps(row), flush=True)
