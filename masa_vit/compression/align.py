@@ -12,7 +12,6 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from masa_vit.compression.groups import check_groups
 from masa_vit.compression.symmetry import (
     Alignment,
     Allowed,
@@ -22,6 +21,7 @@ from masa_vit.compression.symmetry import (
     balance,
     split_heads,
 )
+from masa_vit.layers import check_groups
 
 __all__ = [
     'Alignment',

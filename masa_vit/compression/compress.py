@@ -16,7 +16,6 @@ from masa_vit.compression.build import build, check_model, projection_weights, s
 from masa_vit.compression.choices import GROUPINGS, check_choices, check_numbers
 from masa_vit.compression.groups import (
     Groups,
-    check_groups,
     cluster_groups,
     kl_groups,
     optimal_groups,
@@ -31,7 +30,7 @@ from masa_vit.compression.metric import (
 )
 from masa_vit.compression.pca import gram_matrix
 from masa_vit.compression.solve import Solution, solve
-from masa_vit.layers import check_ranks
+from masa_vit.layers import check_groups, check_ranks
 from masa_vit.models import MasaVisionTransformer
 from masa_vit.models.sharing_args import (
     PROJECTIONS,

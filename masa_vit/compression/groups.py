@@ -10,19 +10,19 @@ their coefficients few.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from masa_vit.layers import check_groups
+
 __all__ = [
-    'check_groups',
     'cluster_groups',
     'kl_groups',
     'layer_similarity',
     'optimal_groups',
-    'optimal_split',
     'uniform_groups',
 ]
 
@@ -43,37 +43,6 @@ def uniform_groups(num_layers: int, num_groups: int) -> Groups:
     size, longer = divmod(num_layers, num_groups)
     starts = [index * size + min(index, longer) for index in range(num_groups)]
     return _runs(starts, num_layers)
-
-
-def check_groups(groups: Iterable[Iterable[int]], num_layers: int) -> Groups:
-    """Return groups given by hand as a partition in order.
-
-    Args:
-        groups: Every layer in one of them, in any order.
-        num_layers: L.
-
-    Raises:
-        ValueError: For an empty group, and layers that are missing, twice there or out of range.
-        TypeError: For what is no list of lists of integers.
-    """
-    try:
-        lists = [sorted(group) for group in groups]
-    except TypeError:
-        raise TypeError(f'groups={groups!r}: expected a list of lists of layers') from None
-    layers = [layer for group in lists for layer in group]
-    if bad := [layer for layer in layers if type(layer) is not int]:
-        raise TypeError(f'groups={lists}: expected integers, got {bad}')
-    if not all(lists):
-        raise ValueError(f'groups={lists}: a group without layers; leave it out')
-    if beyond := sorted({layer for layer in layers if not 0 <= layer < num_layers}):
-        raise ValueError(
-            f'groups={lists}: there are no layers {beyond}, only 0 to {num_layers - 1}'
-        )
-    if twice := sorted({layer for layer in layers if layers.count(layer) > 1}):
-        raise ValueError(f'groups={lists}: layers {twice} are there more than once')
-    if missing := sorted(set(range(num_layers)) - set(layers)):
-        raise ValueError(f'groups={lists}: layers {missing} are in no group')
-    return sorted(lists)
 
 
 def kl_groups(distributions: Tensor, num_groups: int) -> Groups:
@@ -123,34 +92,7 @@ def optimal_groups(grams: Any, num_groups: int, num_atoms: int) -> Groups:
     _check_count(num_layers, num_groups)
     if num_atoms < 1:
         raise ValueError(f'num_atoms={num_atoms}: expected at least 1')
-    return _best_split(_losses(matrices), num_groups, [num_atoms], num_groups * num_atoms)[0]
-
-
-def optimal_split(grams: Any, num_groups: int, total_atoms: int) -> tuple[Groups, list[int]]:
-    """Cut the layers into runs, and split atoms among them, so that Matrix PCA loses least.
-
-    Args:
-        grams: As for `optimal_groups`.
-        num_groups: 1 <= G <= L.
-        total_atoms: Atoms of all groups together: at least one a group, at most one a layer. They
-            are those of one projection; the others get as many, split in the same way.
-
-    Returns:
-        The groups, and the number of atoms of each.
-
-    Raises:
-        ValueError: As `optimal_groups`.
-    """
-    matrices = _check_grams(grams)
-    num_layers = len(matrices[0])
-    _check_count(num_layers, num_groups)
-    if not num_groups <= total_atoms <= num_layers:
-        raise ValueError(
-            f'total_atoms={total_atoms}: expected {num_groups} (one a group) to {num_layers} (one a '
-            'layer)'
-        )
-    counts = list(range(1, total_atoms - num_groups + 2))
-    return _best_split(_losses(matrices), num_groups, counts, total_atoms)
+    return _best_runs(_losses(matrices, num_atoms), num_groups)
 
 
 def cluster_groups(grams: Any, num_groups: int, method: str = 'spectral') -> Groups:
@@ -247,36 +189,28 @@ def _runs(starts: Sequence[int], num_layers: int) -> Groups:
     ]
 
 
-def _losses(grams: list[Tensor]) -> dict[tuple[int, int], list[float]]:
-    """(start, stop) -> what a run loses with 0, 1, .. atoms, to as many as it has layers."""
+def _losses(grams: list[Tensor], num_atoms: int) -> dict[tuple[int, int], float]:
+    """(start, stop) -> what a run of layers loses."""
     num_layers = len(grams[0])
     stacked = torch.stack(grams)
     losses = {}
     for start in range(num_layers):
         for stop in range(start + 1, num_layers + 1):
-            part = stacked[:, start:stop, start:stop]
-            values = torch.linalg.eigvalsh(part).clamp(min=0).sum(0)  # ascending, added by rank
-            lost = [0.0, *values.cumsum(0).tolist()]
-            losses[start, stop] = lost[::-1]
+            values = torch.linalg.eigvalsh(stacked[:, start:stop, start:stop])  # ascending
+            lost = values[:, : max(0, stop - start - num_atoms)]
+            losses[start, stop] = float(lost.clamp(min=0).sum())
     return losses
 
 
-def _best_split(
-    losses: dict[tuple[int, int], list[float]], num_groups: int, counts: Sequence[int], total: int
-) -> tuple[Groups, list[int]]:
-    """Cut into runs of one of `counts` atoms each, `total` together, with the least loss."""
+def _best_runs(losses: dict[tuple[int, int], float], num_groups: int) -> Groups:
+    """Cut into runs with the least loss."""
     num_layers = max(stop for _, stop in losses)
-    # (layers covered, atoms spent) -> (loss, where the runs start, their atoms)
-    best: dict[tuple[int, int], tuple[float, list[int], list[int]]] = {(0, 0): (0.0, [], [])}
+    best: dict[int, tuple[float, list[int]]] = {0: (0.0, [])}  # layers covered -> loss, starts
     for _ in range(num_groups):
-        longer: dict[tuple[int, int], tuple[float, list[int], list[int]]] = {}
-        for (start, spent), (lost, starts, atoms) in best.items():
+        longer: dict[int, tuple[float, list[int]]] = {}
+        for start, (lost, starts) in best.items():
             for stop in range(start + 1, num_layers + 1):
-                for count in counts:
-                    loss = lost + losses[start, stop][min(count, stop - start)]
-                    way = (loss, [*starts, start], [*atoms, count])
-                    key = (stop, spent + count)
-                    longer[key] = min(way, longer.get(key, way))
+                way = (lost + losses[start, stop], [*starts, start])
+                longer[stop] = min(way, longer.get(stop, way))
         best = longer
-    _, starts, atoms = best[num_layers, total]
-    return _runs(starts, num_layers), atoms
+    return _runs(best[num_layers][1], num_layers)

@@ -17,6 +17,7 @@ from masa_vit.layers.dictionaries import (
     Dictionaries,
     Dictionary,
     bank_name,
+    check_groups,
     parse_bank_name,
 )
 from masa_vit.layers.linear import SharedLinear
@@ -43,6 +44,7 @@ __all__ = [
     'assign_coefficients',
     'bake_coefficients',
     'bank_name',
+    'check_groups',
     'check_ranks',
     'compose',
     'composing',

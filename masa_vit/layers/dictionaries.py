@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from itertools import groupby
 from typing import NamedTuple
 
@@ -44,6 +44,37 @@ def parse_bank_name(name: str) -> tuple[str, tuple[int, ...] | None]:
         first, _, last = run.partition('to')
         layers += range(int(first), int(last or first) + 1)
     return match['key'], tuple(layers)
+
+
+def check_groups(groups: Iterable[Iterable[int]], num_layers: int) -> list[list[int]]:
+    """Return groups given by hand as a partition in order.
+
+    Args:
+        groups: Every layer in one of them, in any order.
+        num_layers: L.
+
+    Raises:
+        ValueError: For what is no list of lists of integers, an empty group, and layers that are
+            missing, twice there or out of range.
+    """
+    try:
+        lists = [sorted(group) for group in groups]
+    except TypeError:
+        raise ValueError(f'groups={groups!r}: expected a list of lists of layers') from None
+    layers = [layer for group in lists for layer in group]
+    if bad := [layer for layer in layers if type(layer) is not int]:
+        raise ValueError(f'groups={lists}: expected integers, got {bad}')
+    if not all(lists):
+        raise ValueError(f'groups={lists}: a group without layers; leave it out')
+    if beyond := sorted({layer for layer in layers if not 0 <= layer < num_layers}):
+        raise ValueError(
+            f'groups={lists}: there are no layers {beyond}, only 0 to {num_layers - 1}'
+        )
+    if twice := sorted({layer for layer in layers if layers.count(layer) > 1}):
+        raise ValueError(f'groups={lists}: layers {twice} are there more than once')
+    if missing := sorted(set(range(num_layers)) - set(layers)):
+        raise ValueError(f'groups={lists}: layers {missing} are in no group')
+    return sorted(lists)
 
 
 def check_dictionaries(

@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from itertools import chain
 from typing import Any
 
 import torch
 
-from masa_vit.layers import Dictionary, bank_name
+from masa_vit.layers import Dictionary, bank_name, check_groups
 
 PROJECTIONS = 'qkvo'
 """The projections of an attention layer, in the order in which they always stand."""
@@ -38,26 +37,6 @@ def parse_projections(projections: str | Sequence[str]) -> str:
     return ''.join(name for name in PROJECTIONS if name in letters)
 
 
-def parse_groups(groups: Sequence[Sequence[int]] | None, depth: int) -> list[list[int]] | None:
-    """Check groups of layers given by hand, and put them in order.
-
-    Raises:
-        ValueError: If they do not hold every layer once.
-    """
-    if groups is None:
-        return None
-    try:
-        parsed = sorted(sorted(int(layer) for layer in group) for group in groups)
-    except TypeError:
-        parsed = []
-    if not all(parsed) or sorted(chain(*parsed)) != [*range(depth)]:
-        raise ValueError(
-            f'groups={groups!r} is not valid, expected lists of layers that hold each of 0 to '
-            f'{depth - 1} once, e.g. {[[*range(depth // 2)], [*range(depth // 2, depth)]]}'
-        )
-    return parsed
-
-
 def parse_dictionaries(
     dictionaries: Sequence[str] | None,
     projections: str,
@@ -79,7 +58,7 @@ def parse_dictionaries(
             'q and v'
         )
     keys = [''.join(sorted(names, key=PROJECTIONS.index)) for names in dictionaries]
-    parts = parse_groups(groups, depth)
+    parts = None if groups is None else check_groups(groups, depth)
     of_key = _by_name(num_atoms, keys, 'num_atoms', 'dictionary')
     full = {}
     for key in keys:

@@ -8,12 +8,10 @@ import pytest
 import torch
 
 from masa_vit.compression.groups import (
-    check_groups,
     cluster_groups,
     kl_groups,
     layer_similarity,
     optimal_groups,
-    optimal_split,
     uniform_groups,
 )
 from masa_vit.compression.logit_lens import logit_lens
@@ -57,36 +55,13 @@ def test_uniform_groups(layers, count, sizes):
         lambda n: uniform_groups(4, n),
         lambda n: kl_groups(torch.full((4, 3), 1 / 3), n),
         lambda n: optimal_groups([torch.eye(4)], n, 1),
-        lambda n: optimal_split([torch.eye(4)], n, 4),
         lambda n: cluster_groups([torch.eye(4)], n),
     ],
-    ids=['uniform', 'kl', 'optimal', 'split', 'cluster'],
+    ids=['uniform', 'kl', 'optimal', 'cluster'],
 )
 def test_a_number_of_groups_out_of_range(group, count):
     with pytest.raises(ValueError, match=f'num_groups={count}: expected 1 to 4'):
         group(count)
-
-
-def test_groups_given_by_hand_are_put_in_order():
-    assert check_groups([(3, 1), range(2, 3), [0]], 4) == [[0], [1, 3], [2]]
-
-
-@pytest.mark.parametrize(
-    ('groups', 'error', 'words'),
-    [
-        ([[0, 1], [3]], ValueError, r'layers \[2\] are in no group'),
-        ([[0, 1, 2], [2, 3]], ValueError, r'layers \[2\] are there more than once'),
-        ([[0, 1, 2, 3, 4]], ValueError, r'no layers \[4\], only 0 to 3'),
-        ([[-1, 0, 1, 2]], ValueError, r'no layers \[-1\]'),
-        ([[0, 1, 2, 3], []], ValueError, 'a group without layers'),
-        ([[0, 1.0, 2, 3]], TypeError, r'integers, got \[1.0\]'),
-        ([[False, 1, 2, 3]], TypeError, r'integers, got \[False\]'),
-        ([0, 1, 2, 3], TypeError, 'list of lists'),
-    ],
-)
-def test_groups_given_by_hand_that_are_wrong(groups, error, words):
-    with pytest.raises(error, match=words):
-        check_groups(groups, 4)
 
 
 def test_kl_groups_cut_at_the_largest_drifts():
@@ -118,35 +93,19 @@ def test_optimal_groups_are_those_of_brute_force(num_groups, num_atoms):
     assert groups in _all_runs(7, num_groups)
 
 
-@pytest.mark.parametrize(('num_groups', 'total'), [(1, 3), (2, 4), (3, 5), (3, 3), (4, 7)])
-def test_optimal_split_is_that_of_brute_force(num_groups, total):
-    grams = _grams(7)
-    groups, atoms = optimal_split(grams, num_groups, total)
-    assert sum(atoms) == total
-    assert all(1 <= n <= len(group) for n, group in zip(atoms, groups, strict=True))
-    best = min(
-        _loss(grams, g, counts)
-        for g in _all_runs(7, num_groups)
-        for counts in itertools.product(range(1, total + 1), repeat=num_groups)
-        if sum(counts) == total
-    )
-    assert _loss(grams, groups, atoms) == pytest.approx(best, abs=1e-9)
-
-
 def test_groups_never_beat_one_dictionary_of_as_many_atoms():
     grams = _grams(8)
     one = _loss(grams, [list(range(8))], [4])
-    for num_groups in (2, 3, 4):
-        groups, atoms = optimal_split(grams, num_groups, 4)
-        assert _loss(grams, groups, atoms) >= one
+    for num_groups in (2, 4):
+        number = 4 // num_groups
+        groups = optimal_groups(grams, num_groups, number)
+        assert _loss(grams, groups, [number] * num_groups) >= one
 
 
 @pytest.mark.parametrize(
     ('call', 'words'),
     [
         (lambda: optimal_groups([torch.eye(4)], 2, 0), 'num_atoms=0: expected at least 1'),
-        (lambda: optimal_split([torch.eye(4)], 2, 1), r'total_atoms=1: expected 2'),
-        (lambda: optimal_split([torch.eye(4)], 2, 5), r'to 4 \(one a layer\)'),
         (lambda: optimal_groups([], 2, 1), r'expected \(L, L\)'),
         (lambda: optimal_groups([torch.eye(4), torch.eye(3)], 2, 1), r'expected \(L, L\)'),
         (lambda: optimal_groups([torch.full((4, 4), float('nan'))], 2, 1), 'not finite'),
@@ -186,6 +145,8 @@ def test_clusters_of_layers_with_little_in_common(method, num_groups):
     rows = torch.randn(6, 4000)
     groups = cluster_groups([rows @ rows.T], num_groups, method)
     assert len(groups) == num_groups
+    from masa_vit.layers import check_groups
+
     assert check_groups(groups, 6) == groups
 
 

@@ -2,7 +2,7 @@ from __future__ import annotations
 
 import pytest
 
-from masa_vit.layers import bank_name, parse_bank_name
+from masa_vit.layers import bank_name, check_groups, parse_bank_name
 
 
 @pytest.mark.parametrize(
@@ -21,3 +21,25 @@ def test_names_of_banks(key, layers, name):
 @pytest.mark.parametrize('name', ['q', 'qv', 'wide'])
 def test_banks_for_all_layers(name):
     assert parse_bank_name(name) == (name, None)
+
+
+def test_groups_given_by_hand_are_put_in_order():
+    assert check_groups([(3, 1), range(2, 3), [0]], 4) == [[0], [1, 3], [2]]
+
+
+@pytest.mark.parametrize(
+    ('groups', 'words'),
+    [
+        ([[0, 1], [3]], r'layers \[2\] are in no group'),
+        ([[0, 1, 2], [2, 3]], r'layers \[2\] are there more than once'),
+        ([[0, 1, 2, 3, 4]], r'no layers \[4\], only 0 to 3'),
+        ([[-1, 0, 1, 2]], r'no layers \[-1\]'),
+        ([[0, 1, 2, 3], []], 'a group without layers'),
+        ([[0, 1.0, 2, 3]], r'integers, got \[1.0\]'),
+        ([[False, 1, 2, 3]], r'integers, got \[False\]'),
+        ([0, 1, 2, 3], 'list of lists'),
+    ],
+)
+def test_groups_given_by_hand_that_are_wrong(groups, words):
+    with pytest.raises(ValueError, match=words):
+        check_groups(groups, 4)

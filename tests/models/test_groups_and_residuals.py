@@ -115,9 +115,9 @@ def test_other_groups_are_named():
 @pytest.mark.parametrize(
     ('kwargs', 'message'),
     [
-        ({'groups': [[0, 1], [1, 2, 3]]}, r'expected lists of layers that hold each of 0 to 3 once'),
-        ({'groups': [[0, 1], [], [2, 3]]}, 'expected lists of layers'),
-        ({'groups': [1, 2]}, 'expected lists of layers'),
+        ({'groups': [[0, 1], [1, 2, 3]]}, r'layers \[1\] are there more than once'),
+        ({'groups': [[0, 1], [], [2, 3]]}, 'a group without layers'),
+        ({'groups': [1, 2]}, 'expected a list of lists of layers'),
         ({'groups': [[0], [1, 2, 3]]}, r"num_atoms=2 is larger than .* 1, that share dictionary 'q_0'"),
         ({'num_atoms': [1, 2]}, r"num_atoms of 'q' is \[1, 2\], expected one number or 1"),
         ({'num_atoms': {'q': 1}}, r'expected one entry for each dictionary'),
