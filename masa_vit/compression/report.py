@@ -264,10 +264,10 @@ def draw(report: Report) -> Figure:
     ]
     width = max(4.0, 1.5 + 0.6 * len(rows))
     if report['top1']:
-        figure = Figure(figsize=(width + 3.5, 3), layout='constrained')
+        figure = Figure(figsize=(width + 3.5, 3.4), layout='constrained')
         ax, second = figure.subplots(1, 2, width_ratios=[width, 3.5])
     else:
-        figure = Figure(figsize=(width, 3), layout='constrained')
+        figure = Figure(figsize=(width, 3.4), layout='constrained')
         ax = figure.subplots()
     places = range(len(rows))
     ax.bar([p - 0.2 for p in places], [100 * row['energy'] for row in rows], 0.4, label='weights')
@@ -277,9 +277,9 @@ def draw(report: Report) -> Figure:
             [p + 0.2 for p in places], heights, 0.4, color='0.75', hatch='//',
             edgecolor='0.4', label='Gaussian matrices',
         )  # fmt: skip
-    ax.set(ylabel=f'energy kept{_weighed(report)}, %', ylim=(0, 100))
+    ax.set(ylabel='energy kept, %', ylim=(0, 100), title=_weighed(report).lstrip(', '))
     ax.set_xticks(list(places), labels)
-    ax.legend(fontsize='small', loc='lower right')
+    figure.legend(loc='outside lower left', ncols=2, fontsize='small')
     if report['top1']:
         _draw_top1(report['top1'], second)
     return figure
