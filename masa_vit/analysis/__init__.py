@@ -1,13 +1,68 @@
-"""Look at what is shared: coefficients per layer, parameter counts, pictures."""
+"""Look at what is shared: atoms and coefficients, how alike layers are, what models do with images."""
 
 from masa_vit.analysis.extract import coefficients
 from masa_vit.analysis.parameters import ParameterCounts, count_parameters
 from masa_vit.analysis.plots import plot_coefficients, plot_curves
+from masa_vit.analysis.sharing import (
+    CanonicalForm,
+    atom_norms,
+    atom_overlaps,
+    atom_shares,
+    atom_use,
+    canonical_form,
+    contributions,
+    dead_atoms,
+    doubled_atoms,
+    entropy_number,
+    gram_of_atoms,
+    participation_ratio,
+)
+from masa_vit.analysis.similarity import (
+    Matching,
+    cluster_layers,
+    cosine_similarity,
+    leaf_order,
+    match_atoms,
+    principal_angles,
+)
+from masa_vit.analysis.spectra import (
+    effective_rank,
+    gaussian_values,
+    head_norms,
+    singular_values,
+    stable_rank,
+)
+from masa_vit.analysis.weights import ProjectionWeights, projection_weights
 
 __all__ = [
+    'CanonicalForm',
+    'Matching',
     'ParameterCounts',
+    'ProjectionWeights',
+    'atom_norms',
+    'atom_overlaps',
+    'atom_shares',
+    'atom_use',
+    'canonical_form',
+    'cluster_layers',
     'coefficients',
+    'contributions',
+    'cosine_similarity',
     'count_parameters',
+    'dead_atoms',
+    'doubled_atoms',
+    'effective_rank',
+    'entropy_number',
+    'gaussian_values',
+    'gram_of_atoms',
+    'head_norms',
+    'leaf_order',
+    'match_atoms',
+    'participation_ratio',
     'plot_coefficients',
     'plot_curves',
+    'principal_angles',
+    'projection_weights',
+    'singular_values',
+    'stable_rank',
 ]
