@@ -3,6 +3,7 @@
 from masa_vit.analysis.extract import coefficients
 from masa_vit.analysis.parameters import ParameterCounts, count_parameters
 from masa_vit.analysis.plots import plot_coefficients, plot_curves
+from masa_vit.analysis.quantities import QUANTITIES, Quantity
 from masa_vit.analysis.sharing import (
     CanonicalForm,
     atom_norms,
@@ -32,13 +33,17 @@ from masa_vit.analysis.spectra import (
     singular_values,
     stable_rank,
 )
+from masa_vit.analysis.summary import Summary, compare, summarize
 from masa_vit.analysis.weights import ProjectionWeights, projection_weights
 
 __all__ = [
+    'QUANTITIES',
     'CanonicalForm',
     'Matching',
     'ParameterCounts',
     'ProjectionWeights',
+    'Quantity',
+    'Summary',
     'atom_norms',
     'atom_overlaps',
     'atom_shares',
@@ -46,6 +51,7 @@ __all__ = [
     'canonical_form',
     'cluster_layers',
     'coefficients',
+    'compare',
     'contributions',
     'cosine_similarity',
     'count_parameters',
@@ -65,4 +71,5 @@ __all__ = [
     'projection_weights',
     'singular_values',
     'stable_rank',
+    'summarize',
 ]

@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 import torch
 from torch import nn
 
-from masa_vit.analysis.extract import coefficients
+from masa_vit.analysis.extract import coefficient_rows, coefficients
 from masa_vit.layers import parse_bank_name
 from masa_vit.models.sharing_args import LAYOUT, PROJECTIONS
 
@@ -39,6 +39,8 @@ class ProjectionWeights:
     """Projection that does not share -> L weights (out, in)."""
     dictionaries: Mapping[str, str] = field(default_factory=dict)
     """Projection that shares -> the name of its dictionary; several may have the same."""
+    num_coefficients: int = 0
+    """Stored numbers of C; where layers are in groups, the zeros of `coef` are not."""
     num_heads: int | None = None
     """Of the attention; None if it is not known (a state dict does not say)."""
 
@@ -53,6 +55,23 @@ class ProjectionWeights:
     def depth(self) -> int:
         """L."""
         return len(next(iter({**self.coef, **self.dense}.values())))
+
+    @property
+    def num_parameters(self) -> int:
+        """Numbers that are stored: atoms, coefficients, residuals and dense weights."""
+        tensors = [weight for weights in self.dense.values() for weight in weights]
+        tensors += [self.atoms[names[0]] for names in self.users.values()]
+        for of_name in self.residuals.values():
+            tensors += [part for residual in of_name.values() for part in residual]
+        return self.num_coefficients + sum(tensor.numel() for tensor in tensors)
+
+    @property
+    def users(self) -> dict[str, list[str]]:
+        """Name of a dictionary -> the projections that draw on it."""
+        users: dict[str, list[str]] = {}
+        for name, key in self.dictionaries.items():
+            users.setdefault(key, []).append(name)
+        return users
 
     @property
     def shares(self) -> bool:
@@ -114,6 +133,9 @@ def projection_weights(source: nn.Module | Mapping[str, torch.Tensor]) -> Projec
         residuals=_residuals(own),
         dense={name: [rows[i] for i in sorted(rows)] for name, rows in own['dense'].items()},
         dictionaries=dictionary_of,
+        num_coefficients=sum(
+            row.numel() for rows in coefficient_rows(source).values() for row in rows
+        ),
         num_heads=num_heads,
     )
 
