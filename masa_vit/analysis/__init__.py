@@ -1,5 +1,8 @@
 """Look at what is shared: atoms and coefficients, how alike layers are, what models do with images."""
 
+from masa_vit.analysis.ablation import AtomAblation, Effect, ablate_atoms
+from masa_vit.analysis.activations import attention_distance, attention_maps, class_attention
+from masa_vit.analysis.cka import layer_cka, linear_cka
 from masa_vit.analysis.extract import coefficients
 from masa_vit.analysis.parameters import ParameterCounts, count_parameters
 from masa_vit.analysis.plots import plot_coefficients, plot_curves
@@ -38,17 +41,23 @@ from masa_vit.analysis.weights import ProjectionWeights, projection_weights
 
 __all__ = [
     'QUANTITIES',
+    'AtomAblation',
     'CanonicalForm',
+    'Effect',
     'Matching',
     'ParameterCounts',
     'ProjectionWeights',
     'Quantity',
     'Summary',
+    'ablate_atoms',
     'atom_norms',
     'atom_overlaps',
     'atom_shares',
     'atom_use',
+    'attention_distance',
+    'attention_maps',
     'canonical_form',
+    'class_attention',
     'cluster_layers',
     'coefficients',
     'compare',
@@ -62,7 +71,9 @@ __all__ = [
     'gaussian_values',
     'gram_of_atoms',
     'head_norms',
+    'layer_cka',
     'leaf_order',
+    'linear_cka',
     'match_atoms',
     'participation_ratio',
     'plot_coefficients',

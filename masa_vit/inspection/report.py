@@ -1,0 +1,128 @@
+"""A report: what `masa_vit.analysis` computes of some models, as one JSON document."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, NamedTuple
+
+import torch
+
+from masa_vit import __version__
+from masa_vit.analysis import QUANTITIES, Summary
+
+SCHEMA = 1
+"""Of the JSON document; raised when a reader of the old one would be wrong."""
+
+Arrays = Mapping[str, torch.Tensor]
+
+
+class Comparison(NamedTuple):
+    """The first of two models beside another."""
+
+    first: str
+    second: str
+    projections: Mapping[str, Arrays]
+
+
+class History(NamedTuple):
+    """Quantities over the epochs of a run: projection -> name -> array (epochs, ...)."""
+
+    epochs: Sequence[int]
+    projections: Mapping[str, Arrays]
+
+
+class Scope(NamedTuple):
+    """Arrays of a report, and what they are of."""
+
+    model: str
+    """Name of the model; of a comparison, 'first vs second'."""
+    of: str
+    """Projection, name of a dictionary, or '' for the model."""
+    arrays: Arrays
+    indices: Sequence[int] | None = None
+    """Which places the axis 'index' of singular values stands for."""
+
+
+@dataclass
+class Report:
+    """What is known of some models."""
+
+    models: dict[str, Summary] = field(default_factory=dict)
+    """Name -> quantities."""
+    comparisons: list[Comparison] = field(default_factory=list)
+    history: History | None = None
+    notes: dict[str, str] = field(default_factory=dict)
+    """Name of a model -> what its reader has to know."""
+
+    def scopes(self) -> Iterator[Scope]:
+        """All arrays, but for the history."""
+        for name, summary in self.models.items():
+            for of, arrays in summary.projections.items():
+                yield Scope(name, of, arrays, summary.indices[of])
+            for key, of_atoms in summary.dictionaries.items():
+                drawing = next(name for name in summary.projections if name in key)
+                yield Scope(name, key, of_atoms, summary.indices[drawing])
+            if summary.images:
+                yield Scope(name, '', summary.images)
+        for first, second, projections in self.comparisons:
+            for of, arrays in projections.items():
+                yield Scope(f'{first} vs {second}', of, arrays)
+
+    def to_dict(self) -> dict[str, Any]:
+        """The JSON document that `docs/inspect.md` describes."""
+        return {
+            'schema': SCHEMA,
+            'masa_vit': __version__,
+            'quantities': {name: _quantity(name) for name in self._names()},
+            'models': {name: _model(summary) for name, summary in self.models.items()},
+            'comparisons': [
+                {'first': first, 'second': second, 'projections': _lists(projections)}
+                for first, second, projections in self.comparisons
+            ],
+            'history': None
+            if self.history is None
+            else {
+                'epochs': list(self.history.epochs),
+                'projections': _lists(self.history.projections),
+            },
+            'notes': self.notes,
+        }
+
+    def _names(self) -> list[str]:
+        used = {name for scope in self.scopes() for name in scope.arrays}
+        return [name for name in QUANTITIES if name in used]
+
+
+def _quantity(name: str) -> dict[str, Any]:
+    axes, invariant, text = QUANTITIES[name]
+    return {'axes': list(axes), 'invariant': invariant, 'text': text}
+
+
+def _model(summary: Summary) -> dict[str, Any]:
+    return {
+        'depth': summary.depth,
+        'num_heads': summary.num_heads,
+        'attention_parameters': summary.attention_parameters,
+        'dense_attention_parameters': summary.dense_attention_parameters,
+        'projections': _lists(summary.projections),
+        'dictionaries': _lists(summary.dictionaries),
+        'images': _lists({'': summary.images})[''],
+        'indices': summary.indices,
+        'dead_atoms': summary.dead,
+        'doubled_atoms': summary.doubled,
+    }
+
+
+def _lists(scopes: Mapping[str, Arrays]) -> dict[str, dict[str, Any]]:
+    return {
+        of: {name: value.tolist() for name, value in arrays.items()}
+        for of, arrays in scopes.items()
+    }
+
+
+def mean_off_diagonal(similarity: torch.Tensor) -> float:
+    """Mean cosine between different layers; nan if there is one layer."""
+    count = similarity.numel() - len(similarity)
+    return float((similarity.sum() - similarity.trace()) / count) if count else math.nan
