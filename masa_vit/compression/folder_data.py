@@ -35,7 +35,7 @@ def folder_data(args: argparse.Namespace, model: nn.Module) -> Data:
     """
     if not args.calibration and not args.val:
         return Data([], None)
-    transform = _transform(model)
+    transform = timm_transform(model)
     calibration = []
     if args.calibration:
         paths = find_images([args.calibration])
@@ -48,7 +48,7 @@ def folder_data(args: argparse.Namespace, model: nn.Module) -> Data:
     return Data(calibration, lambda: _batches(samples, transform, args.batch_size))
 
 
-def _transform(model: Any) -> Callable[[Any], torch.Tensor]:
+def timm_transform(model: Any) -> Callable[[Any], torch.Tensor]:
     """What timm does to an image that the model is evaluated on."""
     from PIL import Image
     from timm.data import create_transform, resolve_data_config

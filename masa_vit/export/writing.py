@@ -44,6 +44,15 @@ def check_free(folder: Path, names: Sequence[str], force: bool) -> None:
             raise FileExistsError(f'{str(path)!r} exists; --force (force=True) replaces it')
 
 
+def check_writable(folder: Path) -> None:
+    """Refuse a folder that cannot be written, or made.
+
+    Raises:
+        PermissionError: With the reason.
+    """
+    os.rmdir(_make_stage(_existing(folder)))
+
+
 @contextmanager
 def staged(folder: str | Path, names: Sequence[str], force: bool = False) -> Iterator[Path]:
     """Give a temporary folder to write files into, which move to `folder` if nothing is raised.

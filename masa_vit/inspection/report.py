@@ -67,8 +67,8 @@ class Report:
             if summary.images:
                 yield Scope(name, '', summary.images)
         for first, second, projections in self.comparisons:
-            for of, arrays in projections.items():
-                yield Scope(f'{first} vs {second}', of, arrays)
+            for of, compared in projections.items():
+                yield Scope(f'{first} vs {second}', of, compared)
 
     def to_dict(self) -> dict[str, Any]:
         """The JSON document that `docs/inspect.md` describes."""

@@ -1,0 +1,17 @@
+"""The model of a training run, for `masa-vit inspect`."""
+
+from __future__ import annotations
+
+from masa_vit.engine.classify import Predictor
+from masa_vit.inspection.sources import Run
+
+
+def load_run(config: str, checkpoint: str) -> Run:
+    """Load a classifier with the config of its run, and what prepares images as in its validation.
+
+    Raises:
+        FileNotFoundError: If config or checkpoint do not exist.
+        ValueError: If this is no classifier, or the checkpoint does not fit.
+    """
+    predictor = Predictor(config, checkpoint, device='cpu')
+    return Run(predictor.model.model, predictor.prepare)

@@ -1,0 +1,155 @@
+"""`masa-vit inspect`: look at what is shared, in tables, pictures and a page."""
+
+from __future__ import annotations
+
+import argparse
+import json
+from collections.abc import Callable, Sequence
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from masa_vit.analysis import compare, summarize
+from masa_vit.analysis.history import history_quantities, read_history
+from masa_vit.export.writing import check_free, check_writable, staged
+from masa_vit.inspection.animation import draw_history, write_animation
+from masa_vit.inspection.figures import draw_report
+from masa_vit.inspection.images import ABLATED, look
+from masa_vit.inspection.page import write_page
+from masa_vit.inspection.report import Comparison, History, Report
+from masa_vit.inspection.sources import LoadRun, load, unique_names
+from masa_vit.inspection.tables import print_report, write_csv
+
+FORMATS = ('table', 'csv', 'json', 'png', 'pdf', 'svg', 'html')
+PICTURES = ('png', 'pdf', 'svg')
+
+_DEFAULT = 'table,csv,json,png,html'
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Add the arguments of `masa-vit inspect`."""
+    parser.add_argument(
+        'sources',
+        nargs='*',
+        metavar='MODEL_OR_CHECKPOINT',
+        help="a timm model's name (shows its init), a folder with config.json, a checkpoint, or a "
+        'work dir (its last checkpoint); several are compared with the first',
+    )
+    parser.add_argument('--out', required=True, type=Path, help='folder for the report')
+    parser.add_argument('--force', action='store_true', help='replace files that exist')
+    parser.add_argument('--against', metavar='OTHER', help='compare each source with this one')
+    parser.add_argument(
+        '--run', metavar='WORK_DIR', help='show how the sharing changed while this run trained'
+    )
+    parser.add_argument(
+        '--format',
+        type=_formats,
+        default=_DEFAULT,
+        metavar='F,F',
+        help=f'out of {",".join(FORMATS)} (default: {_DEFAULT})',
+    )
+    parser.add_argument('--config', help='of the run that wrote the checkpoints')
+    images = parser.add_argument_group('images', 'what the models do with them')
+    images.add_argument('--images', metavar='FOLDER', help='of any structure')
+    images.add_argument(
+        '--num-images', type=_positive, default=128, metavar='N', help='at random (default: 128)'
+    )
+    images.add_argument(
+        '--num-ablated',
+        type=int,
+        default=ABLATED,
+        metavar='N',
+        help=f'of them for the removal of atoms, which is slow; 0: none (default: {ABLATED})',
+    )
+    images.add_argument('--batch-size', type=_positive, default=32, metavar='B')
+
+
+def run(args: argparse.Namespace, load_run: LoadRun | None = None) -> int:
+    """Inspect what the arguments name, and write the report.
+
+    Args:
+        args: Of `add_arguments`.
+        load_run: Loads a model by the config of a training run; None: configs are not read.
+    """
+    texts = ([args.against] if args.against else []) + args.sources
+    if not texts and not args.run:
+        raise ValueError('nothing to inspect: give a model, a checkpoint, or --run WORK_DIR')
+    if args.num_ablated < 0:
+        raise ValueError(f'--num-ablated={args.num_ablated}: expected 0 or more')
+    # before the work
+    check_free(args.out, [f'report.{kind}' for kind in args.format], args.force)
+    check_writable(args.out)
+    records = read_history(args.run) if args.run else []
+    report = _inspect(args, texts or [args.run], load_run)
+    if records:
+        epochs = [record.epoch for record in records]
+        report.history = History(epochs, history_quantities(records))
+    if 'table' in args.format:
+        print_report(report)
+    writers = _writers(report, args)
+    with staged(args.out, [*writers], args.force) as stage:
+        for name, write in writers.items():
+            write(stage / name)
+    for name in writers:
+        print(args.out / name)
+    return 0
+
+
+def _inspect(args: argparse.Namespace, texts: Sequence[str], load_run: LoadRun | None) -> Report:
+    sources = unique_names([load(text, args.config, load_run) for text in texts])
+    report = Report()
+    for source in sources:
+        summary = report.models[source.name] = summarize(source.weights)
+        if not source.weights.shares:
+            report.notes[source.name] = (
+                'Nothing is shared in this model: it is dense, and has no atoms. What can be told of '
+                'its composed weights is told.'
+            )
+        if args.images:
+            look(source, summary, args.images, args.num_images, args.num_ablated, args.batch_size)
+    first = sources[0]
+    report.comparisons = [
+        Comparison(first.name, other.name, compare(first.weights, other.weights))
+        for other in sources[1:]
+    ]
+    return report
+
+
+def _writers(report: Report, args: argparse.Namespace) -> dict[str, Callable[[Path], Any]]:
+    """File name -> what writes it."""
+    writers: dict[str, Callable[[Path], Any]] = {}
+    if 'csv' in args.format:
+        writers['report.csv'] = partial(write_csv, report)
+    if 'json' in args.format:
+        document = report.to_dict()
+        writers['report.json'] = lambda path: path.write_text(
+            json.dumps(document, allow_nan=False, indent=1), encoding='utf-8'
+        )
+    pictures = [kind for kind in args.format if kind in PICTURES]
+    figures = dict(draw_report(report)) if pictures else {}
+    if pictures and report.history is not None:
+        epochs, projections = report.history
+        figures['history'] = draw_history(projections, epochs)
+        writers['history.gif'] = partial(write_animation, projections, epochs)
+    for stem, figure in figures.items():
+        for kind in pictures:
+            writers[f'{stem}.{kind}'] = partial(figure.savefig, dpi=150)
+    if 'html' in args.format:
+        title = ', '.join(report.models)
+        writers['report.html'] = partial(write_page, report, title=title)
+    return writers
+
+
+def _formats(text: str) -> list[str]:
+    formats = [part.strip() for part in text.split(',')]
+    if unknown := [part for part in formats if part not in FORMATS]:
+        raise argparse.ArgumentTypeError(
+            f'unknown format {", ".join(map(repr, unknown))}: expected some of {",".join(FORMATS)}'
+        )
+    return formats
+
+
+def _positive(text: str) -> int:
+    if not text.isdecimal() or int(text) < 1:
+        raise argparse.ArgumentTypeError(f'{text!r} is not valid, expected an integer >= 1')
+    return int(text)

@@ -1,0 +1,123 @@
+"""What a command line asks to inspect: models' names, folders, checkpoints, runs."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+import torch
+from torch import nn
+
+from masa_vit.analysis import ProjectionWeights, projection_weights
+from masa_vit.export.source import load_source
+from masa_vit.models import read_state_dict
+
+Prepare = Callable[[Path], torch.Tensor]
+"""Image file -> (C, H, W), as the model takes it."""
+
+
+class Run(NamedTuple):
+    """A model of a training run, and how it saw images."""
+
+    model: nn.Module
+    prepare: Prepare
+
+
+LoadRun = Callable[[str, str], Run]
+"""Config and checkpoint -> the model."""
+
+
+class Source(NamedTuple):
+    """A model, or all that a checkpoint tells of one."""
+
+    name: str
+    weights: ProjectionWeights
+    model: nn.Module | None = None
+    """To run; None: the checkpoint alone does not say what it is of."""
+    prepare: Prepare | None = None
+    """None: as timm does for the model."""
+    why: str = ''
+    """Why there is no model to run."""
+
+
+def load(text: str, config: str | None = None, load_run: LoadRun | None = None) -> Source:
+    """Load what a command line names.
+
+    Args:
+        text: A timm model's name (new weights), a folder in timm's Hub layout, a checkpoint, or a work
+            dir (its last checkpoint).
+        config: Of the run that wrote the checkpoint. Default: the one that training left beside it.
+        load_run: For configs; None: they are not read.
+
+    Raises:
+        FileNotFoundError: If there is no such source.
+        ValueError: If it cannot be read, has no attention projections, or does not fit the config.
+    """
+    path = Path(text)
+    if (path / 'last_checkpoint').is_file():
+        path = _last_checkpoint(path)
+    if not path.is_file():
+        if path.suffix in ('.pth', '.safetensors', '.pt', '.bin'):
+            raise FileNotFoundError(f'checkpoint {text!r} does not exist')
+        if path.is_dir() and not (path / 'config.json').is_file():
+            raise FileNotFoundError(
+                f'the folder {text!r} has neither last_checkpoint (a work dir) nor config.json (a model)'
+            )
+        if config is not None:
+            raise ValueError(f'--config is for checkpoints, and {text!r} is none')
+        model = load_source(text)
+        return Source(_short(text), projection_weights(model), model)
+    if path.suffix == '.py':
+        raise ValueError(
+            f'{text!r} is a config, not a model: give a checkpoint of it, or a work dir'
+        )
+    return _load_checkpoint(path, config, load_run)
+
+
+def _load_checkpoint(path: Path, config: str | None, load_run: LoadRun | None) -> Source:
+    name = '/'.join(path.parts[-2:])
+    found = config or _config_beside(path)
+    why = f'{str(path)!r} does not say what model it is of: --config CONFIG, the one it was trained by'
+    if found and load_run is not None:
+        try:
+            run = load_run(found, str(path))
+            return Source(name, projection_weights(run.model), run.model, run.prepare)
+        except (ValueError, ImportError, FileNotFoundError) as error:
+            if config is not None:
+                raise
+            why = f'the config beside it, {found!r}, does not give a model: {error}'
+    return Source(name, projection_weights(read_state_dict(path)), why=why)
+
+
+def _config_beside(checkpoint: Path) -> str | None:
+    """The config that mmengine's runner left in the work dir."""
+    configs = [*checkpoint.parent.glob('*.py')]
+    return str(configs[0]) if len(configs) == 1 else None
+
+
+def _last_checkpoint(work_dir: Path) -> Path:
+    named = Path((work_dir / 'last_checkpoint').read_text(encoding='utf-8').strip())
+    path = named if named.is_file() else work_dir / named.name  # the folder may have moved
+    if not path.is_file():
+        raise FileNotFoundError(f'the last checkpoint of {str(work_dir)!r}, {named.name}, is gone')
+    return path
+
+
+def _short(text: str) -> str:
+    return '/'.join(Path(text).parts[-2:]) if Path(text).exists() else text
+
+
+def unique_names(sources: Sequence[Source]) -> list[Source]:
+    """Number the sources whose names are equal."""
+    counts = Counter(source.name for source in sources)
+    seen: Counter[str] = Counter()
+    named = []
+    for source in sources:
+        name = source.name
+        if counts[name] > 1:
+            seen[name] += 1
+            name = f'{name} ({seen[name]})'
+        named.append(source._replace(name=name))
+    return named
