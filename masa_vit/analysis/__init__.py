@@ -2,8 +2,19 @@
 
 from masa_vit.analysis.ablation import AtomAblation, Effect, ablate_atoms
 from masa_vit.analysis.activations import attention_distance, attention_maps, class_attention
+from masa_vit.analysis.animation import draw_history, write_animation
 from masa_vit.analysis.cka import layer_cka, linear_cka
 from masa_vit.analysis.extract import coefficients
+from masa_vit.analysis.history import (
+    AtomRecord,
+    history_quantities,
+    read_history,
+    read_record,
+    record_of,
+    remove_records,
+    summary_numbers,
+    write_record,
+)
 from masa_vit.analysis.parameters import ParameterCounts, count_parameters
 from masa_vit.analysis.plots import plot_coefficients, plot_curves
 from masa_vit.analysis.quantities import QUANTITIES, Quantity
@@ -24,6 +35,7 @@ from masa_vit.analysis.sharing import (
 from masa_vit.analysis.similarity import (
     Matching,
     cluster_layers,
+    composed_similarity,
     cosine_similarity,
     leaf_order,
     match_atoms,
@@ -42,6 +54,7 @@ from masa_vit.analysis.weights import ProjectionWeights, projection_weights
 __all__ = [
     'QUANTITIES',
     'AtomAblation',
+    'AtomRecord',
     'CanonicalForm',
     'Effect',
     'Matching',
@@ -61,16 +74,19 @@ __all__ = [
     'cluster_layers',
     'coefficients',
     'compare',
+    'composed_similarity',
     'contributions',
     'cosine_similarity',
     'count_parameters',
     'dead_atoms',
     'doubled_atoms',
+    'draw_history',
     'effective_rank',
     'entropy_number',
     'gaussian_values',
     'gram_of_atoms',
     'head_norms',
+    'history_quantities',
     'layer_cka',
     'leaf_order',
     'linear_cka',
@@ -80,7 +96,14 @@ __all__ = [
     'plot_curves',
     'principal_angles',
     'projection_weights',
+    'read_history',
+    'read_record',
+    'record_of',
+    'remove_records',
     'singular_values',
     'stable_rank',
     'summarize',
+    'summary_numbers',
+    'write_animation',
+    'write_record',
 ]

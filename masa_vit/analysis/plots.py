@@ -8,26 +8,30 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 if TYPE_CHECKING:
+    from matplotlib.axes import Axes
     from matplotlib.figure import Figure
+    from matplotlib.image import AxesImage
 
 
-def plot_coefficients(coefs: Mapping[str, torch.Tensor], title: str | None = None) -> Figure:
+def plot_coefficients(
+    coefs: Mapping[str, torch.Tensor], title: str | None = None, limit: float | None = None
+) -> Figure:
     """Draw C of every projection as a picture: layers down, atoms across, one scale for all.
 
     Args:
         coefs: Projection name -> C (L, S), as `coefficients` returns.
         title: Title of the figure.
+        limit: Where the colours end; by default at the largest coefficient.
 
     Raises:
         ValueError: If `coefs` is empty.
     """
-    from matplotlib.colors import TwoSlopeNorm
     from matplotlib.figure import Figure  # not pyplot: no global state, no screen needed
     from matplotlib.ticker import MaxNLocator
 
     if not coefs:
         raise ValueError('there are no coefficients to draw: nothing is shared in this model')
-    limit = max(float(coef.abs().max()) for coef in coefs.values()) or 1.0
+    limit = limit or max(float(coef.abs().max()) for coef in coefs.values()) or 1.0
     depth, num_atoms = next(iter(coefs.values())).shape
     figure = Figure(
         figsize=(1.2 + len(coefs) * max(1.1, 0.28 * num_atoms), max(2.4, 0.7 + 0.22 * depth)),
@@ -35,10 +39,7 @@ def plot_coefficients(coefs: Mapping[str, torch.Tensor], title: str | None = Non
     )
     axes = figure.subplots(1, len(coefs), sharey=True, squeeze=False)[0]
     for ax, (name, coef) in zip(axes, coefs.items(), strict=True):
-        # PuOr is diverging and safe for colour-blind readers
-        image = ax.imshow(
-            coef.numpy(), cmap='PuOr', norm=TwoSlopeNorm(0, -limit, limit), aspect='auto'
-        )
+        image = draw_signed(ax, coef, limit)
         ax.set(title=name.upper(), xlabel='atom')
         ax.xaxis.set_major_locator(MaxNLocator(integer=True))
         ax.yaxis.set_major_locator(MaxNLocator(integer=True))
@@ -47,6 +48,14 @@ def plot_coefficients(coefs: Mapping[str, torch.Tensor], title: str | None = Non
     if title:
         figure.suptitle(title)
     return figure
+
+
+def draw_signed(ax: Axes, matrix: torch.Tensor, limit: float) -> AxesImage:
+    """Draw a matrix as a picture, in colours from -limit to limit that part at zero."""
+    # PuOr is diverging and safe for colour-blind readers
+    return ax.imshow(
+        matrix.numpy(), cmap='PuOr', vmin=-limit, vmax=limit, aspect='auto', interpolation='nearest'
+    )
 
 
 def plot_curves(

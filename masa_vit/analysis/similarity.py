@@ -22,6 +22,19 @@ def cosine_similarity(rows: torch.Tensor, others: torch.Tensor | None = None) ->
     return (first @ second.T).clamp(-1, 1)
 
 
+def composed_similarity(coef: torch.Tensor, gram: torch.Tensor) -> torch.Tensor:
+    """Cosines (L, L) of the weights composed of the atoms, from C (L, S) and their Gram matrix (S, S).
+
+    ``<W_l, W_m>`` is entry (l, m) of ``C G C^T``: as `cosine_similarity` of the composed weights, but
+    without composing them. Residuals are left out. Invariant to mixing. Zeros for
+    a layer without weight.
+    """
+    products = coef.double() @ gram.double() @ coef.double().T
+    norms = products.diagonal().clamp(min=0).sqrt()
+    scale = norms.outer(norms)
+    return torch.where(scale > 0, products / scale, 0.0).clamp(-1, 1)
+
+
 def _unit_rows(rows: torch.Tensor) -> torch.Tensor:
     flat = rows.flatten(1).double()
     norms = flat.norm(dim=1, keepdim=True)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 
 import torch
@@ -99,12 +99,10 @@ def projection_weights(source: nn.Module | Mapping[str, torch.Tensor]) -> Projec
         ValueError: If there are no such projections, or several stacks of blocks that have some.
     """
     coef = coefficients(source)
+    state, num_heads = _state_of(source), None
     if isinstance(source, nn.Module):
-        state = {key: value.detach() for key, value in source.state_dict(keep_vars=True).items()}
         heads = [module.num_heads for module in source.modules() if hasattr(module, 'num_heads')]
         num_heads = heads[0] if heads and isinstance(heads[0], int) else None
-    else:
-        state, num_heads = dict(source), None
     own, stacks = _own_parts(state)
     if not coef and not own['dense']:
         raise ValueError(
@@ -115,18 +113,7 @@ def projection_weights(source: nn.Module | Mapping[str, torch.Tensor]) -> Projec
         raise ValueError(
             f'several stacks of blocks have projections, give one of them: {sorted(stacks)}'
         )
-    banks = {
-        (key, layers): value
-        for name, value in state.items()
-        if (match := _BANK.fullmatch(name))
-        for key, layers in [parse_bank_name(match['bank'])]
-    }
-    dictionary_of = {name: next(key for key, _ in banks if name in key) for name in coef}
-    atoms_of = {
-        # the atoms of groups stand in the order in which `coefficients` places them
-        key: torch.cat([banks[each].float().cpu() for each in sorted(banks) if each[0] == key])
-        for key in dict.fromkeys(dictionary_of.values())
-    }
+    atoms_of, dictionary_of = shared_atoms(state, coef)
     return ProjectionWeights(
         coef=coef,
         atoms={name: atoms_of[key] for name, key in dictionary_of.items()},
@@ -138,6 +125,50 @@ def projection_weights(source: nn.Module | Mapping[str, torch.Tensor]) -> Projec
         ),
         num_heads=num_heads,
     )
+
+
+def shared_atoms(
+    source: nn.Module | Mapping[str, torch.Tensor], projections: Iterable[str]
+) -> tuple[dict[str, torch.Tensor], dict[str, str]]:
+    """Read the atoms alone, and who uses them.
+
+    Args:
+        source: As of `projection_weights`.
+        projections: Those that share, as `coefficients` has them.
+
+    Returns:
+        Dictionary -> atoms (S, out, in), float32, on the CPU; projection -> dictionary.
+
+    Raises:
+        ValueError: If a projection has no atoms.
+    """
+    banks = {
+        (key, layers): value
+        for name, value in _state_of(source).items()
+        if (match := _BANK.fullmatch(name))
+        for key, layers in [parse_bank_name(match['bank'])]
+    }
+    dictionary_of = {}
+    for name in projections:
+        found = [key for key, _ in banks if name in key]
+        if not found:
+            raise ValueError(
+                f'projection {name!r} has coefficients but no atoms: expected a dictionary with its '
+                f'letter, found {sorted({key for key, _ in banks})} (`banks.<dictionary>.atoms`)'
+            )
+        dictionary_of[name] = found[0]
+    atoms = {
+        # the atoms of groups stand in the order in which `coefficients` places them
+        key: torch.cat([banks[each].float().cpu() for each in sorted(banks) if each[0] == key])
+        for key in dict.fromkeys(dictionary_of.values())
+    }
+    return atoms, dictionary_of
+
+
+def _state_of(source: nn.Module | Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    if isinstance(source, nn.Module):
+        return {key: value.detach() for key, value in source.state_dict(keep_vars=True).items()}
+    return dict(source)
 
 
 _Parts = dict[str, dict[str, dict[int, torch.Tensor]]]
