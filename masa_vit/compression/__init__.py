@@ -1,16 +1,13 @@
 """Compress pretrained dense models: Matrix PCA, and what goes beyond it."""
 
-from masa_vit.compression.compress import (
-    GROUPINGS,
-    Compression,
-    compress,
-    compress_with_record,
-)
+from masa_vit.compression.compress import Compression, compress, compress_with_record
+from masa_vit.compression.options import GROUPINGS, CompressionOptions
 from masa_vit.compression.pca import MatrixPCA, gram_matrix, matrix_pca
 
 __all__ = [
     'GROUPINGS',
     'Compression',
+    'CompressionOptions',
     'MatrixPCA',
     'compress',
     'compress_with_record',

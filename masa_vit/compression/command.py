@@ -6,6 +6,7 @@ import argparse
 import ast
 import json
 from collections.abc import Callable
+from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
@@ -14,9 +15,10 @@ from torch import nn
 from masa_vit.compression import report as reporting
 from masa_vit.compression.align import MODES
 from masa_vit.compression.allocation import ALLOCATIONS
-from masa_vit.compression.compress import GROUPINGS, compress_with_record
+from masa_vit.compression.compress import compress_with_record
 from masa_vit.compression.folder_data import Data, folder_data
 from masa_vit.compression.metric import WEIGHTINGS, collect_statistics
+from masa_vit.compression.options import GROUPINGS, CompressionOptions
 from masa_vit.export.folder import FILES, export_hub
 from masa_vit.export.source import add_source_arguments, load_named
 from masa_vit.export.writing import check_free, staged
@@ -105,21 +107,12 @@ def run(
     if args.out is None:
         raise ValueError('--out FOLDER is needed: where the model and the report go')
     check_free(args.out, [*FILES, REPORT, PICTURE], args.force)
+    options = CompressionOptions(
+        **{f.name: getattr(args, f.name) for f in fields(CompressionOptions)}
+    )
     model = load_named(args, load_classifier).eval().to(args.device)
     data = (load_data or folder_data)(args, model)
-    compression = compress_with_record(
-        model,
-        args.num_atoms,
-        args.projections,
-        groups=args.groups,
-        num_groups=args.num_groups,
-        align=args.align,
-        weighting=args.weighting,
-        residual_rank=args.residual_rank,
-        budget=args.budget,
-        calibration=data.calibration,
-        sweeps=args.sweeps,
-    )
+    compression = compress_with_record(model, options, data.calibration)
     top1 = {}
     if data.validation is not None:
         measured: dict[str, nn.Module] = {'before': model, 'after': compression.model}

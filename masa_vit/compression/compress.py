@@ -13,7 +13,6 @@ from masa_vit.compression.align import Alignment, Allowed, allowed, apply_alignm
 from masa_vit.compression.align import align as align_heads
 from masa_vit.compression.budget import most_atoms, price_of_atoms, solve_budget
 from masa_vit.compression.build import build, check_model, projection_weights, stacked_weights
-from masa_vit.compression.choices import GROUPINGS, check_choices, check_numbers
 from masa_vit.compression.groups import (
     Groups,
     cluster_groups,
@@ -22,12 +21,8 @@ from masa_vit.compression.groups import (
     uniform_groups,
 )
 from masa_vit.compression.logit_lens import logit_lens
-from masa_vit.compression.metric import (
-    Metric,
-    Statistics,
-    check_images,
-    collect_statistics,
-)
+from masa_vit.compression.metric import Metric, Statistics, check_images, collect_statistics
+from masa_vit.compression.options import CompressionOptions, check_numbers
 from masa_vit.compression.pca import gram_matrix
 from masa_vit.compression.solve import Solution, solve
 from masa_vit.layers import check_groups, check_ranks
@@ -52,14 +47,12 @@ class Compression(NamedTuple):
     dense: nn.Module
     """The model that was compressed, its heads aligned if that was asked for: the same function."""
     solution: Solution
-    weighting: str
+    options: CompressionOptions
     statistics: Statistics | None
     """Of `dense` on the calibration images, if errors were weighed."""
     metrics: dict[str, Metric] | None
     """By which they were."""
     alignment: Alignment | None
-    align: str | None
-    """What was aligned."""
 
 
 def compress(
@@ -131,74 +124,59 @@ def compress(
             `attn.qkv` and `attn.proj` or of unequal shape, weights that are not finite.
         ImportError: If scikit-learn or scipy is missing, for clustering and alignment.
     """
-    return compress_with_record(
-        model,
-        num_atoms,
-        projections,
-        groups=groups,
-        num_groups=num_groups,
-        align=align,
-        weighting=weighting,
-        residual_rank=residual_rank,
-        budget=budget,
-        calibration=calibration,
-        sweeps=sweeps,
-    ).model
+    options = CompressionOptions(
+        num_atoms, projections, groups, num_groups, align, weighting, residual_rank, budget, sweeps
+    )
+    return compress_with_record(model, options, calibration).model
 
 
 def compress_with_record(
     model: nn.Module,
-    num_atoms: int | Sequence[int] | str = 4,
-    projections: str | Sequence[str] = PROJECTIONS,
-    *,
-    groups: str | Sequence[Sequence[int]] | None = None,
-    num_groups: int | None = None,
-    align: str | None = None,
-    weighting: str = 'none',
-    residual_rank: ResidualRank | str = 0,
-    budget: float | None = None,
+    options: CompressionOptions | None = None,
     calibration: Iterable[torch.Tensor] | torch.Tensor | None = None,
-    sweeps: int | None = None,
 ) -> Compression:
     """As `compress`, and tell how: the groups, numbers and ranks found, what is lost."""
+    options = options or CompressionOptions()
     check_model(model)
-    names = parse_projections(projections)
-    check_choices(num_atoms, groups, num_groups, align, weighting, residual_rank, budget, sweeps)
+    names = parse_projections(options.projections)
     if next(model.parameters()).device.type == 'mps':
         raise ValueError('the device of the model, mps, has no float64: compress model.cpu()')
-    batches = _batches(calibration, model, groups, weighting)
+    batches = _batches(calibration, model, options)
     weights = {name: rows for name, rows in projection_weights(model).items() if name in names}
     depth = len(weights[names[0]])
-    found = _find_groups(model, weights, groups, num_groups or 3, num_atoms, batches)
+    groups = _find_groups(model, weights, options, batches)
+    num_atoms = options.num_atoms
     if not isinstance(num_atoms, str):
-        num_atoms = check_numbers(num_atoms, found)
+        num_atoms = check_numbers(num_atoms, groups)
 
     alignment = None
-    if align is not None:
+    if options.align is not None:
         may = allowed(model)
         for reason in may.reasons:
             _logger.warning('%s', reason)
         numbers = max(1, depth // 3) if isinstance(num_atoms, str) else num_atoms
-        alignment = align_weights(stacked_weights(model), may, names, numbers, found, align)
+        alignment = align_weights(
+            stacked_weights(model), may, names, numbers, groups, options.align
+        )
         model = apply_alignment(model, alignment)
         weights = {name: rows for name, rows in projection_weights(model).items() if name in names}
     statistics = metrics = None
-    if weighting != 'none':
-        statistics = collect_statistics(model, batches, gradients=weighting == 'fisher')
-        metrics = statistics.metrics(weights, weighting)
+    if options.weighting != 'none':
+        fisher = options.weighting == 'fisher'
+        statistics = collect_statistics(model, batches, gradients=fisher)
+        metrics = statistics.metrics(weights, options.weighting)
 
-    solution = _solve(model, weights, found, num_atoms, residual_rank, budget, metrics, sweeps)
-    return Compression(
-        build(model, solution), model, solution, weighting, statistics, metrics, alignment, align
-    )
+    solution = _solve(model, weights, groups, num_atoms, options, metrics)
+    masa = build(model, solution)
+    return Compression(masa, model, solution, options, statistics, metrics, alignment)
 
 
 def _batches(
-    calibration: Iterable[Any] | torch.Tensor | None, model: Any, groups: Any, weighting: str
+    calibration: Iterable[Any] | torch.Tensor | None, model: Any, options: CompressionOptions
 ) -> list[torch.Tensor]:
     """The calibration images, checked, if something needs them."""
-    needed_by = [f'weighting={weighting!r}'] if weighting != 'none' else []
-    needed_by += ["groups='kl'"] if isinstance(groups, str) and groups == 'kl' else []
+    needed_by = [f'weighting={options.weighting!r}'] if options.weighting != 'none' else []
+    needed_by += ["groups='kl'"] if options.groups == 'kl' else []
     if not needed_by:
         return []
     given = [] if calibration is None else calibration
@@ -216,27 +194,24 @@ def _batches(
 def _find_groups(
     model: Any,
     weights: Mapping[str, Sequence[torch.Tensor]],
-    groups: str | Sequence[Sequence[int]] | None,
-    num_groups: int,
-    num_atoms: int | Sequence[int] | str,
+    options: CompressionOptions,
     batches: list[torch.Tensor],
 ) -> Groups:
     depth = len(next(iter(weights.values())))
-    if groups is None:
+    how, num_groups = options.groups, options.num_groups or 3
+    if how is None:
         return [[*range(depth)]]
-    if not isinstance(groups, str):
-        return check_groups(groups, depth)
-    if groups == 'uniform':
+    if not isinstance(how, str):
+        return check_groups(how, depth)
+    if how == 'uniform':
         return uniform_groups(depth, num_groups)
-    if groups == 'kl':
+    if how == 'kl':
         return kl_groups(logit_lens(model, batches), num_groups)
-    if groups not in GROUPINGS:
-        raise ValueError(f'groups={groups!r} is unknown, expected lists or one of {GROUPINGS}')
     grams = [gram_matrix(rows).cpu() for rows in weights.values()]
-    if groups == 'optimal':
-        number = num_atoms if isinstance(num_atoms, int) else 1
+    if how == 'optimal':
+        number = options.num_atoms if isinstance(options.num_atoms, int) else 1
         return optimal_groups(grams, num_groups, number)
-    return cluster_groups(grams, num_groups, groups)
+    return cluster_groups(grams, num_groups, how)
 
 
 def align_weights(
@@ -260,19 +235,18 @@ def _solve(
     weights: Mapping[str, Sequence[torch.Tensor]],
     groups: Groups,
     num_atoms: int | list[int] | str,
-    residual_rank: Any,
-    budget: float | None,
+    options: CompressionOptions,
     metrics: Mapping[str, Metric] | None,
-    sweeps: int | None,
 ) -> Solution:
     """Fit what was asked for, or what a budget pays for."""
+    residual_rank, budget, sweeps = options.residual_rank, options.budget, options.sweeps
     depth = sum(map(len, groups))
     dense = sum(row.numel() for rows in weights.values() for row in rows)
     numbers = None if budget is None else _numbers(model, dense, budget)
     if numbers is not None and isinstance(residual_rank, str):
         number = None if isinstance(num_atoms, str) else num_atoms
         return solve_budget(weights, groups, numbers, number, residual_rank, metrics, sweeps or 4)
-    ranks = parse_residual_rank(residual_rank, ''.join(weights), depth)
+    ranks = parse_residual_rank(cast(ResidualRank, residual_rank), ''.join(weights), depth)
     shapes = {name: (rows[0].shape[0], rows[0].shape[1]) for name, rows in weights.items()}
     check_ranks(ranks, list(weights), shapes, depth)
     price = sum(

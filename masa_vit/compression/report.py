@@ -106,7 +106,7 @@ def make_report(
             'compressed': asdict(count_parameters(compression.model)),
         },
         'rows': rows,
-        'weighting': compression.weighting,
+        'weighting': compression.options.weighting,
         'energy': sums['kept'] / sums['total'],
         'cost': solution.cost,
     }
@@ -129,9 +129,9 @@ def _gaussian_fits(
     groups, num_atoms, ranks = compression.solution.sharing
     noise = gaussian_like(stacked_weights(compression.dense))
     numbers = next(iter(num_atoms.values()))
-    if compression.align is not None:
+    if compression.options.align is not None:
         may, names = allowed(compression.dense), ''.join(weights)
-        found = align_weights(noise, may, names, numbers, groups, compression.align)
+        found = align_weights(noise, may, names, numbers, groups, compression.options.align)
         noise = found.transform(noise)
     own = ranks if any(map(any, ranks.values())) else None
     rows = {name: [*noise[name]] for name in weights}

@@ -20,7 +20,7 @@ from typing import Any
 import torch
 
 import masa_vit
-from masa_vit.compression import compress_with_record
+from masa_vit.compression import CompressionOptions, compress_with_record
 from masa_vit.compression.allocation import Ranks, allocate
 from masa_vit.compression.build import projection_weights
 from masa_vit.compression.fit import low_rank
@@ -142,7 +142,7 @@ def main() -> None:
         for name, kwargs in ways(len(model.blocks), BUDGETS[budget]).items():
             if wanted(name, budget):
                 started = time.time()
-                result = compress_with_record(model, **kwargs, calibration=data.calibration)
+                result = compress_with_record(model, CompressionOptions(**kwargs), data.calibration)
                 count = masa_vit.analysis.count_parameters(result.model)
                 measure(
                     name, budget, masa_vit.fold(result.model).eval(),

@@ -1,5 +1,8 @@
 from __future__ import annotations
 
+import dataclasses
+import inspect
+
 import pytest
 import timm
 import torch
@@ -8,7 +11,7 @@ from timm.models.vision_transformer import VisionTransformer
 from torch import nn
 
 import masa_vit
-from masa_vit.compression import compress, matrix_pca
+from masa_vit.compression import CompressionOptions, compress, matrix_pca
 
 DENSE = 'vit_tiny_patch16_224'
 VARIANTS = [
@@ -283,11 +286,22 @@ def test_a_number_of_atoms_for_each_group(dense):
     assert masa.banks['q_0'].num_atoms == 1
 
 
+def test_the_options_are_the_arguments_with_their_defaults():
+    parameters = inspect.signature(compress).parameters
+    fields = {field.name: field.default for field in dataclasses.fields(CompressionOptions)}
+    assert fields == {
+        name: parameter.default
+        for name, parameter in parameters.items()
+        if name not in ('model', 'calibration')
+    }
+
+
 @pytest.mark.parametrize(
     ('kwargs', 'message'),
     [
         ({'num_atoms': [1, 2]}, 'has 2 numbers, and there are 1 groups'),
         ({'num_atoms': 1, 'groups': [[0], [1], [2], [3]]}, 'saves nothing: take fewer groups'),
+        ({'groups': 'kll'}, "groups='kll' is unknown"),
         ({'num_groups': 2}, 'num_groups=2 is for groups that are to be found'),
         ({'num_atoms': 2, 'sweeps': 2}, 'there is no residual'),
         ({'num_atoms': 2, 'residual_rank': 12}, 'which have 16,384: nothing is saved'),

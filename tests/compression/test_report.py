@@ -8,7 +8,7 @@ import pytest
 import timm
 import torch
 
-from masa_vit.compression import compress_with_record
+from masa_vit.compression import CompressionOptions, compress_with_record
 from masa_vit.compression.build import stacked_weights
 from masa_vit.compression.report import describe, draw, make_report, make_table, top1_accuracy
 
@@ -22,7 +22,7 @@ def dense():
 
 
 def test_energy_of_plain_matrix_pca(dense):
-    report = make_report(compress_with_record(dense, 2, 'qo'))
+    report = make_report(compress_with_record(dense, CompressionOptions(2, 'qo')))
     assert [row['projection'] for row in report['rows']] == ['q', 'o']
     weights = stacked_weights(dense)
     kept = total = 0.0
@@ -41,7 +41,7 @@ def test_energy_of_plain_matrix_pca(dense):
 def test_random_weights_keep_what_gaussian_matrices_keep(dense):
     """The control of weights that are Gaussian themselves: no redundancy is reported."""
     for kwargs in ({}, {'align': 'rotation'}, {'residual_rank': 4}):
-        report = make_report(compress_with_record(dense, 2, **kwargs))
+        report = make_report(compress_with_record(dense, CompressionOptions(2, **kwargs)))
         assert report['gaussian'] == pytest.approx(report['energy'], abs=0.02)
         for row in report['rows']:
             assert row['gaussian'] == pytest.approx(row['energy'], abs=0.05)
@@ -51,14 +51,14 @@ def test_alike_layers_stand_out_from_gaussian_matrices(dense):
     with torch.no_grad():
         for block in dense.blocks[1:]:
             block.attn.qkv.weight.copy_(dense.blocks[0].attn.qkv.weight)
-    report = make_report(compress_with_record(dense, 1, 'qkv'))
+    report = make_report(compress_with_record(dense, CompressionOptions(1, 'qkv')))
     assert report['energy'] == pytest.approx(1)
     assert report['gaussian'] < 0.5
 
 
 def test_error_of_the_outputs(dense):
     images = torch.randn(8, 3, 32, 32)
-    compression = compress_with_record(dense, 2, 'v', weighting='input', calibration=images)
+    compression = compress_with_record(dense, CompressionOptions(2, 'v', weighting='input'), images)
     (row,) = make_report(compression, control=False)['rows']
     seen = {}
     for index, block in enumerate(dense.blocks):
@@ -87,7 +87,7 @@ def test_error_of_the_outputs(dense):
     ],
 )
 def test_the_verdict_is_plain(dense, top1, too_lossy, why):
-    report = make_report(compress_with_record(dense, 2), top1)
+    report = make_report(compress_with_record(dense, CompressionOptions(2)), top1)
     assert report['too_lossy'] is too_lossy
     assert why in report['why']
     told = '\n'.join(describe(report))
@@ -95,9 +95,10 @@ def test_the_verdict_is_plain(dense, top1, too_lossy, why):
 
 
 def test_forms_of_a_report(dense, tmp_path):
-    compression = compress_with_record(
-        dense, 'auto', groups=[[0, 2], [1, 3]], budget=0.8, residual_rank='energy', align='rotation'
+    options = CompressionOptions(
+        'auto', groups=[[0, 2], [1, 3]], budget=0.8, residual_rank='energy', align='rotation'
     )
+    compression = compress_with_record(dense, options)
     report = make_report(compression, {'before': 50.0, 'after': 40.0, 'epoch 1': 45.0})
     assert json.loads(json.dumps(report)) == report
     assert report['alignment']['after'] >= report['alignment']['before']
