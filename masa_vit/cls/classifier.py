@@ -77,7 +77,7 @@ class ImageClassifier(BaseModel):
             from masa_vit.models import load_weights
 
             report = load_weights(self.model, weights_of(self.init_from))
-            level = logging.WARNING if report.missing else logging.INFO
+            level = logging.WARNING if report.missing or report.unexpected else logging.INFO
             print_log(f'initial weights from {self.init_from}:\n{report}', 'current', level)
 
     def forward(

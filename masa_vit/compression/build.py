@@ -17,6 +17,7 @@ from masa_vit.models.sharing_args import (
     PROJECTIONS,
     parse_dictionaries,
     parse_residual_rank,
+    shortest,
 )
 from masa_vit.models.vision_transformer_masa import MasaVisionTransformer
 
@@ -90,23 +91,13 @@ def sharing_args(solution: Solution) -> dict[str, Any]:
     """The arguments of `MasaVisionTransformer` that say what is shared, as short as they can be."""
     groups, num_atoms, ranks = solution.sharing
     args: dict[str, Any] = {
-        'num_atoms': _shortest({name: _shortest_list(of) for name, of in num_atoms.items()}),
+        'num_atoms': shortest(num_atoms),
         'projections': ''.join(name for name in PROJECTIONS if name in num_atoms),
     }
     if len(groups) > 1:
         args['groups'] = groups
-    rank = _shortest({name: _shortest_list(of) for name, of in ranks.items()})
+    rank = shortest(ranks)
     return args if rank == 0 else {**args, 'residual_rank': rank}
-
-
-def _shortest_list(values: list[int]) -> int | list[int]:
-    return values[0] if len(set(values)) == 1 else values
-
-
-def _shortest(of_name: dict[str, Any]) -> Any:
-    first = next(iter(of_name.values()))
-    same = all(value == first for value in of_name.values())
-    return first if same and isinstance(first, int) else of_name
 
 
 def _fill(masa: Any, model: Any, solution: Solution) -> None:

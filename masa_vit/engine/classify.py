@@ -18,6 +18,7 @@ from masa_vit.cls.transforms import to_chw
 from masa_vit.engine.build import build_model
 from masa_vit.engine.config import load_config
 from masa_vit.images import UnreadableImageError, read_image
+from masa_vit.models import load_exactly
 
 __all__ = ['Predictor']
 
@@ -54,7 +55,7 @@ class Predictor:
         self.pipeline = Compose(loader.dataset.get('pipeline', []))
         self.device = torch.device(device or ('cuda' if torch.cuda.is_available() else 'cpu'))
         model: Any = build_model(cfg)
-        _load_all(model.model, checkpoint)
+        load_exactly(model.model, checkpoint)
         self.model = model.to(self.device)
         self.classes = _class_names(checkpoint, loader.dataset, model.num_classes)
 
@@ -118,20 +119,6 @@ class Predictor:
             {'name': self.classes[index], 'index': index, 'probability': round(value, 6)}
             for index, value in zip(indices.tolist(), values.tolist(), strict=True)
         ]
-
-
-def _load_all(model: torch.nn.Module, checkpoint: str | Path) -> None:
-    """Load a checkpoint that has to fit in every tensor: nothing is left at its random init."""
-    from masa_vit.models import load_weights
-
-    if not Path(checkpoint).is_file():
-        raise FileNotFoundError(f'no checkpoint {checkpoint}')
-    report = load_weights(model, checkpoint)
-    if report.missing or report.dropped or report.resized or report.unexpected:
-        raise ValueError(
-            f'{checkpoint} is not a checkpoint of the model in the config (another num_classes, '
-            f'img_size or model_name?):\n{report}'
-        )
 
 
 def _class_names(checkpoint: str | Path, dataset_cfg: dict, num_classes: int) -> list[str]:

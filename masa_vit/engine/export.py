@@ -11,7 +11,7 @@ from torch import nn
 from masa_vit.engine.build import build_model
 from masa_vit.engine.config import load_config
 from masa_vit.engine.files import read_checkpoint
-from masa_vit.export.source import load_exactly
+from masa_vit.models import load_exactly
 
 
 def load_classifier(config: str | Path | Config, checkpoint: str | Path) -> nn.Module:

@@ -13,7 +13,7 @@ from torch import nn
 
 from masa_vit.arguments import parse_pair
 from masa_vit.export.folder import read_config
-from masa_vit.models import create_timm_model, load_weights
+from masa_vit.models import create_timm_model, load_exactly
 
 LoadClassifier = Callable[[str, str], nn.Module]
 """The timm model of a config and a checkpoint of a training run."""
@@ -134,23 +134,6 @@ def _create(
     if checkpoint:
         load_exactly(model, checkpoint)
     return _record(model, model_args)
-
-
-def load_exactly(model: nn.Module, checkpoint: str | Path) -> None:
-    """Load a checkpoint that has to fit in every tensor: nothing is left at its random init.
-
-    Raises:
-        FileNotFoundError: If there is no such file.
-        ValueError: If it does not fit.
-    """
-    if not Path(checkpoint).is_file():
-        raise FileNotFoundError(f'checkpoint {str(checkpoint)!r} does not exist')
-    report = load_weights(model, checkpoint)
-    if report.missing or report.dropped or report.resized or report.unexpected:
-        raise ValueError(
-            f'the checkpoint does not fit this {type(model).__name__} in every tensor (another '
-            f'num_classes, img_size or architecture? --model-args sets them for a name):\n{report}'
-        )
 
 
 def _record(model: Any, model_args: dict[str, Any]) -> nn.Module:

@@ -20,6 +20,7 @@ from masa_vit.layers import (
     SharedLinear,
     parse_bank_name,
 )
+from masa_vit.models.sharing_args import PROJECTIONS, shortest
 
 _logger = logging.getLogger(__name__)
 
@@ -44,9 +45,11 @@ def adapt_state_dict(model: nn.Module, state_dict: MutableMapping[str, Any], pre
     Coefficients of the 'mlp' kind are computed and become direct ones where the model holds direct
     (or frozen) coefficients.
 
+    A model may have residuals that the checkpoint has not: they start at zero.
+
     Raises:
-        ValueError: For a dense checkpoint, other dictionaries, another number of atoms, or direct
-            coefficients for a model with an MLP.
+        ValueError: For a dense checkpoint, other dictionaries, another number of atoms, residuals of
+            another rank, or direct coefficients for a model with an MLP.
     """
     if not _check_banks(model, state_dict, prefix):
         for name, module in model.named_modules():
@@ -54,38 +57,91 @@ def adapt_state_dict(model: nn.Module, state_dict: MutableMapping[str, Any], pre
                 raise ValueError(
                     f"the checkpoint is dense ('{prefix}{name}.weight'). {DENSE_INTO_MASA}"
                 )
+    _check_residuals(model, state_dict, prefix)
     _adapt_coefficients(model, state_dict, prefix)
     _check_frozen(model, state_dict, prefix)
 
 
-def _check_banks(model: nn.Module, state_dict: Mapping[str, Any], prefix: str) -> bool:
-    """Whether the state dict holds banks; ValueError if they are not the model's."""
-    found = {
+def sharing_of(state_dict: Mapping[str, Any], prefix: str = '') -> dict[str, Any]:
+    """Read off a MASA checkpoint with which arguments its model says what is shared."""
+    numbers: dict[str, dict[tuple[int, ...], int]] = {}  # key of the dictionary -> group -> S
+    for name, atoms in _atoms(state_dict, prefix).items():
+        key, layers = parse_bank_name(name)
+        numbers.setdefault(key, {})[layers or ()] = len(atoms)
+    keys = sorted(numbers, key=lambda key: PROJECTIONS.find(key[0]))
+    projections = ''.join(sorted(''.join(keys), key=PROJECTIONS.find))
+    groups = sorted({layers for of_key in numbers.values() for layers in of_key if layers})
+    args: dict[str, Any] = {
+        'num_atoms': shortest({key: [s for _, s in sorted(numbers[key].items())] for key in keys}),
+        'projections': projections,
+    }
+    if keys != list(projections):
+        args['dictionaries'] = keys
+    if groups:
+        args['groups'] = [list(layers) for layers in groups]
+    ranks: dict[str, dict[int, int]] = {name: {} for name in projections}
+    depth = 1
+    for key, value in state_dict.items():
+        if match := re.match(rf'{re.escape(prefix)}blocks\.(\d+)\.(?:.*\.down_(\w+)$)?', key):
+            depth = max(depth, int(match[1]) + 1)
+            if match[2] in ranks:
+                ranks[match[2]][int(match[1])] = len(value)
+    if any(ranks.values()):
+        args['residual_rank'] = shortest(
+            {name: [of.get(layer, 0) for layer in range(depth)] for name, of in ranks.items()}
+        )
+    return args
+
+
+def create_with(state_dict: Mapping[str, Any], prefix: str = '') -> str:
+    """Tell how to create the model that a MASA checkpoint fits, for an error."""
+    args = ', '.join(f'{key}={value!r}' for key, value in sharing_of(state_dict, prefix).items())
+    return f'create the model with {args} (model_args in a config, --model-args of a command)'
+
+
+def _atoms(state_dict: Mapping[str, Any], prefix: str) -> dict[str, Any]:
+    """Name of the bank -> its atoms."""
+    return {
         match[1]: value
         for key, value in state_dict.items()
         if (match := re.fullmatch(rf'{re.escape(prefix)}banks\.(\w+)\.atoms', key))
     }
+
+
+def _check_banks(model: nn.Module, state_dict: Mapping[str, Any], prefix: str) -> bool:
+    """Whether the state dict holds banks; ValueError if they are not the model's."""
+    found = _atoms(state_dict, prefix)
     if not found:
         return False
     banks = model.get_submodule('banks')
     own = {name: bank.atoms for name, bank in banks.named_children() if isinstance(bank, AtomBank)}
     if set(found) != set(own):
-        parsed = [parse_bank_name(name) for name in found]
-        keys = sorted({key for key, _ in parsed})
-        groups = sorted({layers for _, layers in parsed if layers})
         raise ValueError(
-            f'the checkpoint has the dictionaries {sorted(found)}, the model {sorted(own)}: create '
-            f'the model with dictionaries={keys}'
-            + (f', groups={[list(layers) for layers in groups]}' if groups else '')
-            + f' and projections={"".join(sorted("".join(keys), key="qkvo".find))!r}'
+            f'the checkpoint has the dictionaries {sorted(found)}, the model {sorted(own)}: '
+            + create_with(state_dict, prefix)
         )
     for name, atoms in own.items():
         if found[name].shape[0] != atoms.shape[0]:
             raise ValueError(
                 f'the checkpoint has S={found[name].shape[0]} atoms in dictionary {name!r}, the model '
-                f'{atoms.shape[0]}: create the model with num_atoms={found[name].shape[0]}'
+                f'{atoms.shape[0]}: {create_with(state_dict, prefix)}'
             )
     return True
+
+
+def _check_residuals(model: nn.Module, state_dict: Mapping[str, Any], prefix: str) -> None:
+    """Refuse residuals that the model has not: without them its weights would be others."""
+    for path, module in model.named_modules():
+        if not isinstance(module, SharedLinear):
+            continue
+        for name in module.shared_names:
+            down = state_dict.get(f'{prefix}{path}.down_{name}')
+            own = module.ranks.get(name, 0)
+            if down is not None and len(down) != own:
+                raise ValueError(
+                    f'the checkpoint has a residual of rank {len(down)} for {name!r} in {path}, the '
+                    f'model one of rank {own}: {create_with(state_dict, prefix)}'
+                )
 
 
 def _check_frozen(model: nn.Module, state_dict: Mapping[str, Any], prefix: str) -> None:

@@ -16,7 +16,7 @@ from timm.models import load_state_dict
 from torch import nn
 
 from masa_vit.layers import SharedLinear
-from masa_vit.models.checkpoint import checkpoint_filter_fn
+from masa_vit.models.checkpoint import checkpoint_filter_fn, create_with
 
 _WEIGHT_SUFFIXES = ('.pth', '.pt', '.tar', '.bin', '.ckpt', '.safetensors')
 
@@ -123,8 +123,8 @@ def load_weights(
     if atoms and not any(isinstance(module, SharedLinear) for module in model.modules()):
         raise ValueError(
             f'{source!r} is the checkpoint of a MASA model (it holds {atoms[0]!r}), this '
-            f'{type(model).__name__} is dense: create the MASA model that it belongs to and load '
-            'it there; masa_vit.fold then gives the dense one.'
+            f'{type(model).__name__} is dense. Load it into the MASA model that it belongs to, of which '
+            f'masa_vit.fold then makes the dense one: {create_with(state_dict)}'
         )
     report = LoadReport(source)
     _drop_classifier(model, state_dict, own, report)
@@ -147,6 +147,28 @@ def load_weights(
             f'{", ".join(list(state_dict)[:4])}, ..., the model {", ".join(list(own)[:4])}, ...'
         )
     return report
+
+
+def load_exactly(model: nn.Module, checkpoint: str | Path) -> None:
+    """Load a checkpoint that has to fit in every tensor: nothing is left at its random init.
+
+    Args:
+        model: As for `load_weights`.
+        checkpoint: A `.pth` or `.safetensors` file.
+
+    Raises:
+        FileNotFoundError: If there is no such file.
+        ValueError: If it does not fit.
+    """
+    if not Path(checkpoint).is_file():
+        raise FileNotFoundError(f'checkpoint {str(checkpoint)!r} does not exist')
+    report = load_weights(model, checkpoint)
+    if report.missing or report.dropped or report.resized or report.unexpected:
+        raise ValueError(
+            f'the checkpoint does not fit this {type(model).__name__} in every tensor: is it of another '
+            'model, or are its num_classes, img_size or other arguments others (model_args in a config, '
+            f'--model-args of a command)?\n{report}'
+        )
 
 
 def _unwrap(checkpoint: Mapping[str, Any]) -> dict[str, Any]:

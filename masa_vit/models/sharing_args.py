@@ -86,6 +86,17 @@ def parse_residual_rank(rank: ResidualRank, projections: str, depth: int) -> dic
     }
 
 
+def shortest(of_name: Mapping[str, Sequence[int]]) -> Any:
+    """Write what the functions above have parsed, lists of numbers by name, as short as it can be."""
+    short = {
+        name: values[0] if len(set(values)) == 1 else list(values)
+        for name, values in of_name.items()
+    }
+    first = next(iter(short.values()))
+    same = all(value == first for value in short.values())
+    return first if same and isinstance(first, int) else short
+
+
 def parse_coef(coef: Any, projections: str) -> dict[str, list[torch.Tensor]]:
     """Read C, of all projections or by letter, as rows."""
     of_name = coef if isinstance(coef, Mapping) else dict.fromkeys(projections, coef)

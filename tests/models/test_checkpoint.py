@@ -68,7 +68,7 @@ def test_another_number_of_atoms(small):
 
 
 def test_other_dictionaries(small):
-    with pytest.raises(ValueError, match=r"dictionaries=\['o', 'qkv'\] and projections='qkvo'"):
+    with pytest.raises(ValueError, match=r"projections='qkvo', dictionaries=\['qkv', 'o'\]"):
         small().load_state_dict(small(dictionaries=['qkv', 'o']).state_dict())
 
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+
 import pytest
 import timm
 import torch
@@ -10,6 +12,7 @@ import masa_vit
 from masa_vit.analysis import coefficients
 from masa_vit.convert import load_folded
 from masa_vit.models import MasaVisionTransformer
+from masa_vit.models.checkpoint import sharing_of
 
 SIZE = {
     'img_size': 32,
@@ -106,10 +109,43 @@ def test_coefficients_have_columns_for_each_group():
     torch.testing.assert_close(coefficients(model.state_dict()), coefs)
 
 
+RANKS = {'residual_rank': {'q': 6, 'o': [0, 1, 2, 3]}}
+CURE = (
+    "create the model with num_atoms=2, projections='qkvo', "
+    "residual_rank={'q': 6, 'k': 0, 'v': 0, 'o': [0, 1, 2, 3]}"
+)
+
+
 def test_other_groups_are_named():
     state = create(**GROUPED).state_dict()
-    with pytest.raises(ValueError, match=r'groups=\[\[0, 3\], \[1, 2\]\]'):
+    cure = (
+        "num_atoms={'q': 1, 'k': [1, 2], 'v': [2, 1], 'o': 1}, projections='qkvo', "
+        "groups=[[0, 3], [1, 2]], residual_rank={'q': 0, 'k': 0, 'v': 2, 'o': [0, 1, 2, 3]}"
+    )
+    with pytest.raises(ValueError, match=re.escape(cure)):
         create().load_state_dict(state)
+
+
+@pytest.mark.parametrize('kwargs', [{}, {'residual_rank': 4}])
+@pytest.mark.parametrize('strict', [True, False])
+def test_other_residuals_are_named(kwargs, strict):
+    state = create(**RANKS).state_dict()
+    with pytest.raises(ValueError, match=re.escape(CURE)) as error:
+        create(**kwargs).load_state_dict(state, strict=strict)
+    assert "residual of rank 6 for 'q' in blocks.0.attn.qkv, the model" in str(error.value)
+
+
+def test_what_it_says_creates_the_model_that_fits():
+    for kwargs in (GROUPED, RANKS, {'dictionaries': ['qv', 'k'], 'projections': 'qkv'}):
+        state = {f'a.{key}': value for key, value in create(**kwargs).state_dict().items()}
+        args = sharing_of(state, 'a.')
+        create(**args).load_state_dict({k.removeprefix('a.'): v for k, v in state.items()})
+
+
+def test_a_model_may_gain_residuals():
+    model = create(**RANKS)
+    missing = model.load_state_dict(create().state_dict(), strict=False).missing_keys
+    assert {name.split('.')[-1][:-2] for name in missing} == {'down', 'up'}
 
 
 @pytest.mark.parametrize(

@@ -1,12 +1,14 @@
 from __future__ import annotations
 
+import re
+
 import pytest
 import safetensors.torch
 import timm
 import torch
 
 import masa_vit
-from masa_vit.models import load_weights, read_state_dict
+from masa_vit.models import load_exactly, load_weights, read_state_dict
 
 
 @pytest.mark.parametrize('suffix', ['.pth', '.safetensors'])
@@ -86,6 +88,37 @@ def test_masa_checkpoint_into_a_dense_model(small, tmp_path):
     torch.save(small().state_dict(), tmp_path / 'masa.pth')
     with pytest.raises(ValueError, match=r'checkpoint of a MASA model .*banks\.q\.atoms'):
         load_weights(small('vit_tiny_patch16_224'), tmp_path / 'masa.pth')
+
+
+def test_the_arguments_of_a_masa_checkpoint_are_named(small, tmp_path):
+    grouped = small(groups=[[0, 1], [2, 3]], residual_rank=6)
+    torch.save({'model.' + k: v for k, v in grouped.state_dict().items()}, tmp_path / 'masa.pth')
+    cure = "num_atoms=2, projections='qkvo', groups=[[0, 1], [2, 3]], residual_rank=6"
+    for kwargs in ({}, {'residual_rank': 6}, {'groups': [[0, 1], [2, 3]]}):
+        with pytest.raises(ValueError, match=re.escape(cure)):
+            load_weights(small(**kwargs), tmp_path / 'masa.pth')
+    with pytest.raises(ValueError, match=re.escape(cure)):
+        load_weights(small('vit_tiny_patch16_224'), tmp_path / 'masa.pth')
+
+
+def test_load_exactly(small, images, tmp_path):
+    trained = small()
+    torch.save(trained.state_dict(), tmp_path / 'a.pth')
+    model = small()
+    load_exactly(model, tmp_path / 'a.pth')
+    assert torch.equal(model(images), trained(images))
+    for kwargs, what in [
+        ({'num_classes': 3}, r'dropped \(2\): head'),
+        ({'img_size': 64}, r'resized \(1\): pos_embed'),
+        ({'depth': 3}, r'unexpected \(\d+\): blocks\.3'),
+        ({'residual_rank': 1}, r'missing \(32\): blocks\.0'),
+    ]:
+        with pytest.raises(ValueError, match=rf'does not fit this MasaVision(.|\n)*{what}'):
+            load_exactly(small(**kwargs), tmp_path / 'a.pth')
+    with pytest.raises(FileNotFoundError, match=r"b\.pth' does not exist"):
+        load_exactly(model, tmp_path / 'b.pth')
+    with pytest.raises(FileNotFoundError, match="'vit_tiny_patch16_224' does not exist"):
+        load_exactly(model, 'vit_tiny_patch16_224')  # a name, which load_weights would take
 
 
 class Anything:
