@@ -17,7 +17,6 @@ from masa_vit.compression.symmetry import (
     Allowed,
     allowed,
     apply_alignment,
-    attention_weights,
     balance,
     split_heads,
 )
@@ -29,7 +28,6 @@ __all__ = [
     'align',
     'allowed',
     'apply_alignment',
-    'attention_weights',
     'gaussian_control',
     'gaussian_like',
 ]

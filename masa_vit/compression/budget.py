@@ -7,7 +7,8 @@ from collections.abc import Mapping, Sequence
 
 from masa_vit.compression.allocation import Ranks
 from masa_vit.compression.metric import Metric
-from masa_vit.compression.solve import Problem, Solution, Weights, numbers_of_groups
+from masa_vit.compression.solve import Problem, Solution, numbers_of_groups
+from masa_vit.compression.weights import Weights
 
 _logger = logging.getLogger(__name__)
 

@@ -10,6 +10,7 @@ from timm.models.vision_transformer import VisionTransformer
 from torch import nn
 
 from masa_vit.compression.solve import Solution
+from masa_vit.compression.weights import projection_weights
 from masa_vit.convert.record import masa_record, vit_args
 from masa_vit.layers import SharedLinear, projection_shapes, share_linears
 from masa_vit.models.sharing_args import (
@@ -40,26 +41,6 @@ def check_model(model: nn.Module) -> None:
             'hand'
         )
     projection_shapes(cast(Any, model).blocks, LAYOUT)
-
-
-def projection_weights(model: Any) -> dict[str, list[torch.Tensor]]:
-    """Name -> the weights (out, in) of all layers, views into the model's own."""
-    return {
-        name: [
-            block.get_submodule(path).weight.detach().chunk(len(names))[index]
-            for block in model.blocks
-        ]
-        for path, names in LAYOUT.items()
-        for index, name in enumerate(names)
-    }
-
-
-def stacked_weights(model: Any) -> dict[str, torch.Tensor]:
-    """Name -> the weights of all layers (L, out, in), float64, on the CPU."""
-    return {
-        name: torch.stack([row.cpu().double() for row in rows])
-        for name, rows in projection_weights(model).items()
-    }
 
 
 @torch.no_grad()

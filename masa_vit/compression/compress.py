@@ -12,7 +12,7 @@ from torch import nn
 from masa_vit.compression.align import Alignment, Allowed, allowed, apply_alignment
 from masa_vit.compression.align import align as align_heads
 from masa_vit.compression.budget import most_atoms, price_of_atoms, solve_budget
-from masa_vit.compression.build import build, check_model, projection_weights, stacked_weights
+from masa_vit.compression.build import build, check_model
 from masa_vit.compression.groups import (
     Groups,
     cluster_groups,
@@ -25,6 +25,7 @@ from masa_vit.compression.metric import Metric, Statistics, check_images, collec
 from masa_vit.compression.options import CompressionOptions, check_numbers
 from masa_vit.compression.pca import gram_matrix
 from masa_vit.compression.solve import Solution, solve
+from masa_vit.compression.weights import Weights, projection_weights, stacked_weights
 from masa_vit.layers import check_groups, check_ranks
 from masa_vit.models import MasaVisionTransformer
 from masa_vit.models.sharing_args import (
@@ -193,7 +194,7 @@ def _batches(
 
 def _find_groups(
     model: Any,
-    weights: Mapping[str, Sequence[torch.Tensor]],
+    weights: Weights,
     options: CompressionOptions,
     batches: list[torch.Tensor],
 ) -> Groups:
@@ -232,7 +233,7 @@ def align_weights(
 
 def _solve(
     model: nn.Module,
-    weights: Mapping[str, Sequence[torch.Tensor]],
+    weights: Weights,
     groups: Groups,
     num_atoms: int | list[int] | str,
     options: CompressionOptions,

@@ -12,13 +12,14 @@ The error of a compressed weight is ``||Q_l^T (W_l - What_l) P_l||^2`` with, for
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any, NamedTuple
 
 import torch
 from torch import nn
 from torch.nn import functional as F
 
+from masa_vit.compression.weights import Weights, stack
 from masa_vit.models.sharing_args import LAYOUT
 
 WEIGHTINGS = ('none', 'input', 'fisher')
@@ -72,9 +73,7 @@ class Statistics(NamedTuple):
     """E[g g^T] over tokens, (L, out, out); empty if none were asked for."""
     num_images: int
 
-    def metrics(
-        self, weights: Mapping[str, Sequence[torch.Tensor]], weighting: str
-    ) -> dict[str, Metric]:
+    def metrics(self, weights: Weights, weighting: str) -> dict[str, Metric]:
         """Make the metric of every projection.
 
         Under 'input' every weight counts alike: the relative errors of the outputs are added, for
@@ -91,8 +90,7 @@ class Statistics(NamedTuple):
                 left = _factors(self.gradients[name], RIDGES['gradients'])
                 metrics[name] = Metric(left, right)
             else:
-                stacked = torch.stack([row.double() for row in rows])
-                energy = Metric(None, right).energy(stacked)
+                energy = Metric(None, right).energy(stack(rows))
                 scale = torch.where(energy > 0, energy, 1.0).sqrt()  # a weight may be zero
                 metrics[name] = Metric(None, right / scale.view(-1, 1, 1))
         return metrics

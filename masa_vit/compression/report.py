@@ -12,10 +12,11 @@ from torch import nn
 
 from masa_vit.analysis import count_parameters
 from masa_vit.compression.align import allowed, gaussian_like
-from masa_vit.compression.build import sharing_args, stacked_weights
+from masa_vit.compression.build import sharing_args
 from masa_vit.compression.compress import Compression, align_weights
 from masa_vit.compression.metric import Metric, Statistics
 from masa_vit.compression.solve import Solution, solve
+from masa_vit.compression.weights import stacked_weights
 from masa_vit.models.sharing_args import PROJECTIONS
 
 if TYPE_CHECKING:

@@ -19,10 +19,7 @@ from masa_vit.compression.fit import (
 )
 from masa_vit.compression.metric import Metric
 from masa_vit.compression.pca import matrix_pca
-
-Weights = Mapping[str, Sequence[torch.Tensor]]
-"""Projection -> the weights (out, in) of all layers."""
-
+from masa_vit.compression.weights import Weights, stack
 
 Shared = tuple[torch.Tensor, torch.Tensor]
 """Atoms (S, out, in) and coefficients (L, S) of a group."""
@@ -115,7 +112,7 @@ def _atoms_alone(
                 total += float(pca.eigenvalues.sum())
             else:
                 metric = metrics[name].of(layers)
-                stacked = torch.stack(of_group).double()
+                stacked = stack(of_group)
                 fit = Fit(*scale_for_training(*fit_atoms(stacked, number, metric)), none)
                 fits[name].append(fit)
                 lost += float(metric.energy(stacked - fit.shared()).sum())
@@ -135,9 +132,7 @@ class Problem:
         ranks: Mapping[str, Sequence[int]] | Ranks,
         metrics: Mapping[str, Metric],
     ) -> None:
-        self.weights = {
-            name: torch.stack([row.double() for row in rows]) for name, rows in weights.items()
-        }
+        self.weights = {name: stack(rows) for name, rows in weights.items()}
         self.groups, self.numbers = groups, numbers
         self.metrics = {name: metrics.get(name, Metric()) for name in weights}
         self._given = ranks

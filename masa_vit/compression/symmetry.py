@@ -15,7 +15,9 @@ import torch
 from timm.layers import Attention
 from torch import Tensor, nn
 
-__all__ = ['Alignment', 'Allowed', 'allowed', 'apply_alignment', 'attention_weights']
+from masa_vit.compression.weights import stacked_weights
+
+__all__ = ['Alignment', 'Allowed', 'allowed', 'apply_alignment']
 
 ModelT = TypeVar('ModelT', bound=nn.Module)
 
@@ -134,24 +136,6 @@ def allowed(model: nn.Module) -> Allowed:
     )
 
 
-def attention_weights(model: nn.Module) -> dict[str, Tensor]:
-    """Stack the attention weights of a dense model.
-
-    Args:
-        model: A dense `VisionTransformer` of timm.
-
-    Returns:
-        'q', 'k', 'v' (L, H * hd, in) and 'o' (L, out, H * hd), copies.
-
-    Raises:
-        ValueError: As `allowed`.
-    """
-    layers = _attentions(model)
-    qkv = torch.stack([layer.qkv.weight.detach() for layer in layers])
-    o = torch.stack([layer.proj.weight.detach() for layer in layers])
-    return dict(zip('qkvo', [*qkv.chunk(3, 1), o], strict=True))
-
-
 def apply_alignment(model: ModelT, alignment: Alignment) -> ModelT:
     """Return a copy of a model with its heads aligned, and the same function.
 
@@ -180,7 +164,7 @@ def apply_alignment(model: ModelT, alignment: Alignment) -> ModelT:
                 f'Search it with align(..., rotate_{name}=False)'
             )
     aligned = copy.deepcopy(model)
-    _apply(_attentions(aligned), alignment, attention_weights(model))
+    _apply(_attentions(aligned), alignment, stacked_weights(model))
     return aligned
 
 

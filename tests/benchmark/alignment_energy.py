@@ -28,8 +28,9 @@ import timm
 import torch
 from torch import Tensor
 
-from masa_vit.compression.align import align, attention_weights, gaussian_control
+from masa_vit.compression.align import align, gaussian_control
 from masa_vit.compression.symmetry import split_heads
+from masa_vit.compression.weights import stacked_weights
 from masa_vit.models import read_state_dict
 
 MODES = ('plain', 'permutation', 'rotation', 'invertible')
@@ -135,7 +136,7 @@ def main() -> None:
     else:
         torch.manual_seed(0)
         model = timm.create_model(args.source)
-        weights, num_heads = attention_weights(model), model.blocks[0].attn.num_heads
+        weights, num_heads = stacked_weights(model), model.blocks[0].attn.num_heads
     depth, dim, _ = weights['q'].shape
     print(f'{args.source}: L={depth} d={dim} H={num_heads} S={args.num_atoms}')
     print('mode         captured  Gaussian  QK error  VO error  sweeps  seconds')

@@ -22,9 +22,9 @@ import torch
 import masa_vit
 from masa_vit.compression import CompressionOptions, compress_with_record
 from masa_vit.compression.allocation import Ranks, allocate
-from masa_vit.compression.build import projection_weights
 from masa_vit.compression.fit import low_rank
 from masa_vit.compression.metric import collect_statistics
+from masa_vit.compression.weights import projection_weights, stacked_weights
 from masa_vit.engine.compress import config_data
 from masa_vit.engine.export import load_classifier
 
@@ -64,10 +64,7 @@ def ways(num_layers: int, budget: float) -> dict[str, dict[str, Any]]:
 @torch.no_grad()
 def per_layer_svd(model: Any, budget: float, weighting: str, allocation: str, images: Any) -> Any:
     """Each weight by itself as a product of low rank; whitened by its inputs: SVD-LLM's idea."""
-    weights = {
-        name: torch.stack([row.double() for row in rows])
-        for name, rows in projection_weights(model).items()
-    }
+    weights = stacked_weights(model)
     metrics = {}
     if weighting != 'none':
         statistics = collect_statistics(model, images, gradients=weighting == 'fisher')

@@ -9,8 +9,8 @@ import timm
 import torch
 
 from masa_vit.compression import CompressionOptions, compress_with_record
-from masa_vit.compression.build import stacked_weights
 from masa_vit.compression.report import describe, draw, make_report, make_table, top1_accuracy
+from masa_vit.compression.weights import stacked_weights
 
 SIZE = {'img_size': 32, 'patch_size': 8, 'embed_dim': 32, 'depth': 4, 'num_heads': 2}
 

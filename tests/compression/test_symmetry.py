@@ -5,7 +5,8 @@ import timm
 import torch
 
 from masa_vit.compression.align import align
-from masa_vit.compression.symmetry import allowed, apply_alignment, attention_weights
+from masa_vit.compression.symmetry import allowed, apply_alignment
+from masa_vit.compression.weights import stacked_weights
 
 DENSE = 'vit_tiny_patch16_224'
 MODES = ['permutation', 'rotation', 'invertible']
@@ -41,7 +42,7 @@ def test_the_output_is_unchanged(dense, images, kwargs, mode):
     before = {key: value.clone() for key, value in model.state_dict().items()}
     can = allowed(model)
     found = align(
-        attention_weights(model),
+        stacked_weights(model),
         can.num_heads,
         2,
         mode=mode,
@@ -50,8 +51,8 @@ def test_the_output_is_unchanged(dense, images, kwargs, mode):
     )
     aligned = apply_alignment(model, found)
     assert all(torch.equal(value, before[key]) for key, value in model.state_dict().items())
-    for name, weight in attention_weights(aligned).items():
-        assert not torch.allclose(weight, attention_weights(model)[name], atol=1e-3)
+    for name, weight in stacked_weights(aligned).items():
+        assert not torch.allclose(weight, stacked_weights(model)[name], atol=1e-3)
     with torch.no_grad():
         expected, output = model(images), aligned(images)
     assert expected.std() > 0.1
@@ -68,7 +69,7 @@ def test_the_gate_goes_along(dense, images):
     can = allowed(model)
     assert not can.rotate_vo
     assert can.rotate_qk
-    found = align(attention_weights(model), 4, 2, rotate_vo=False)
+    found = align(stacked_weights(model), 4, 2, rotate_vo=False)
     assert (found.heads != torch.arange(4)).any()
     with torch.no_grad():
         expected, output = model(images), apply_alignment(model, found)(images)
@@ -88,13 +89,13 @@ def test_what_is_allowed(dense):
 )
 def test_what_is_not_allowed_is_not_done(dense, kwargs, name):
     model = dense(**kwargs)
-    found = align(attention_weights(model), 4, 2)
+    found = align(stacked_weights(model), 4, 2)
     with pytest.raises(ValueError, match=rf'change what the model computes.*rotate_{name}=False'):
         apply_alignment(model, found)
 
 
 def test_an_alignment_of_another_model(dense):
-    found = align(attention_weights(dense()), 4, 2)
+    found = align(stacked_weights(dense()), 4, 2)
     with pytest.raises(ValueError, match=r'for \(4, 4, 8\) .* the model has \(3, 4, 8\)'):
         apply_alignment(dense(depth=3), found)
 
@@ -108,7 +109,7 @@ def test_attention_that_cannot_be_aligned(small):
         with pytest.raises(ValueError, match=f'not possible for blocks.0: .* got .*{got}'):
             allowed(model)
     with pytest.raises(ValueError, match='Linear has no blocks'):
-        attention_weights(torch.nn.Linear(2, 2))
+        allowed(torch.nn.Linear(2, 2))
     model = small(DENSE)
     model.blocks[1].attn = timm.layers.Attention(32, 4, qkv_bias=True)
     with pytest.raises(ValueError, match=r'blocks \[1\] differ from blocks.0'):
@@ -117,7 +118,7 @@ def test_attention_that_cannot_be_aligned(small):
 
 def test_half_precision_stays_half(dense):
     model = dense().to(torch.bfloat16)
-    found = align(attention_weights(model), 4, 2, max_iters=2)
+    found = align(stacked_weights(model), 4, 2, max_iters=2)
     aligned = apply_alignment(model, found)
     assert {param.dtype for param in aligned.parameters()} == {torch.bfloat16}
     assert all(param.requires_grad for param in aligned.parameters())
