@@ -43,10 +43,12 @@ def solve_budget(
     candidates: Sequence[int | Sequence[int]]
     candidates = range(1, largest + 1) if num_atoms is None else [num_atoms]
     problems: list[Problem] = []
+    costs: list[float] = []
     for number in candidates:
         left = numbers - price_of_atoms(weights, groups, number)
         if left < 0:
             break
+        _logger.info('fitting %s, and residuals of what is left', _called(number))
         ranks = Ranks(allocation, left)
         of_group = numbers_of_groups(weights, groups, number)
         problem = Problem(weights, groups, of_group, ranks, metrics or {})
@@ -54,14 +56,21 @@ def solve_budget(
             problem = problem.better_start()
         else:
             problem.sweep()
-        _logger.info('%s atoms: %.4g of the energy is lost after a sweep', number, problem.cost)
         problems.append(problem)
-        costs = [problem.cost for problem in problems[-3:]]
-        if len(costs) == 3 and costs[0] < costs[1] < costs[2]:
+        costs.append(problem.cost)
+        _logger.info('%s: %.2f %% of the energy is lost', _called(number), 100 * costs[-1])
+        if len(costs) >= 3 and costs[-3] < costs[-2] < costs[-1]:
             break
     if not problems:
         raise _too_small(weights, groups, numbers, candidates[0])
-    return min(problems, key=lambda problem: problem.cost).refine(sweeps - 1)
+    best = costs.index(min(costs))
+    _logger.info('refining the fit of %s, %d more sweeps', _called(candidates[best]), sweeps - 1)
+    return problems[best].refine(sweeps - 1)
+
+
+def _called(num_atoms: int | Sequence[int]) -> str:
+    """For the user."""
+    return f'{num_atoms} atom{"" if num_atoms == 1 else "s"} for each group and projection'
 
 
 def most_atoms(weights: Weights, groups: Sequence[Sequence[int]], numbers: int) -> int:

@@ -19,6 +19,7 @@ from masa_vit.compression.compress import compress_with_record
 from masa_vit.compression.folder_data import Data, folder_data
 from masa_vit.compression.metric import WEIGHTINGS, collect_statistics
 from masa_vit.compression.options import GROUPINGS, CompressionOptions
+from masa_vit.compression.progress import LOGGER, shown
 from masa_vit.export.folder import FILES, export_hub
 from masa_vit.export.source import add_source_arguments, load_named
 from masa_vit.export.writing import check_free, staged
@@ -112,6 +113,16 @@ def run(
     )
     model = load_named(args, load_classifier).eval().to(args.device)
     data = (load_data or folder_data)(args, model)
+    with shown():
+        report = _compress(args, model, options, data)
+    _print(report, args.out)
+    return 0
+
+
+def _compress(
+    args: argparse.Namespace, model: nn.Module, options: CompressionOptions, data: Data
+) -> reporting.Report:
+    """Compress a model, measure what came out, and write both."""
     compression = compress_with_record(model, options, data.calibration)
     top1 = {}
     if data.validation is not None:
@@ -119,15 +130,17 @@ def run(
         if any(map(any, compression.solution.sharing.ranks.values())):
             measured['without residual'] = reporting.without_residual(compression.model)
         for name, candidate in measured.items():
+            LOGGER.info('taking top-1: %s', name)
             top1[name] = reporting.top1_accuracy(candidate, data.validation())
     statistics = compression.statistics
     if statistics is None and data.calibration:
+        LOGGER.info('running the calibration images, for the errors of the outputs')
         statistics = collect_statistics(compression.dense, data.calibration)
     report = reporting.make_report(compression, top1, not args.no_control, statistics)
+    LOGGER.info('writing and checking the model')
     export_hub(compression.model, args.out, force=args.force)
     _write_report(report, args.out, args.force)
-    _print(report, args.out)
-    return 0
+    return report
 
 
 def _add_tuned(folder: Path, work_dir: Path, epochs: list[int]) -> int:

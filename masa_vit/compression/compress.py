@@ -155,6 +155,7 @@ def compress_with_record(
         may = allowed(model)
         for reason in may.reasons:
             _logger.warning('%s', reason)
+        _logger.info('aligning the heads of %d layers', depth)
         numbers = max(1, depth // 3) if isinstance(num_atoms, str) else num_atoms
         alignment = align_weights(
             stacked_weights(model), may, names, numbers, groups, options.align
@@ -163,10 +164,12 @@ def compress_with_record(
         weights = {name: rows for name, rows in projection_weights(model).items() if name in names}
     statistics = metrics = None
     if options.weighting != 'none':
+        _logger.info('running %d calibration images', sum(map(len, batches)))
         fisher = options.weighting == 'fisher'
         statistics = collect_statistics(model, batches, gradients=fisher)
         metrics = statistics.metrics(weights, options.weighting)
 
+    _logger.info('fitting the weights of %s in %d layers', ', '.join(names.upper()), depth)
     solution = _solve(model, weights, groups, num_atoms, options, metrics)
     masa = build(model, solution)
     return Compression(masa, model, solution, options, statistics, metrics, alignment)
@@ -204,6 +207,7 @@ def _find_groups(
         return [[*range(depth)]]
     if not isinstance(how, str):
         return check_groups(how, depth)
+    _logger.info('finding %d groups of layers', num_groups)
     if how == 'uniform':
         return uniform_groups(depth, num_groups)
     if how == 'kl':

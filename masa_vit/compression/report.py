@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import logging
 from collections.abc import Iterable, Mapping
 from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
@@ -22,6 +23,8 @@ from masa_vit.models.sharing_args import PROJECTIONS
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
     from rich.table import Table
+
+_logger = logging.getLogger(__name__)
 
 LOSSY = 2.0
 """Points of top-1 that may be lost before a report calls a compression too lossy to use untuned."""
@@ -127,6 +130,7 @@ def _gaussian_fits(
     compression: Compression, weights: Mapping[str, torch.Tensor]
 ) -> tuple[dict[str, torch.Tensor], Solution]:
     """Gaussian matrices with the norms of the weights, aligned and compressed as these were."""
+    _logger.info('fitting Gaussian matrices in the same way, for comparison')
     groups, num_atoms, ranks = compression.solution.sharing
     noise = gaussian_like(stacked_weights(compression.dense))
     numbers = next(iter(num_atoms.values()))

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import json
+import re
 
 import pytest
 import timm
 import torch
 
 from masa_vit.cli import main
+from masa_vit.compression.progress import LOGGER, shown
 
 MODEL = ['vit_tiny_patch16_224', '--model-args', 'img_size=32', 'patch_size=8', 'embed_dim=32']
 MODEL += ['depth=4', 'num_heads=2', 'num_classes=3']
@@ -50,6 +52,30 @@ def test_everything_at_once_with_folders_of_images(tmp_path, image_root, capsys)
     loaded = timm.create_model(f'local-dir:{out}', pretrained=True)
     assert sum(p.numel() for p in loaded.parameters()) == counts['compressed']['total']
     assert 'top-1:' in capsys.readouterr().out
+
+
+def test_a_search_tells_what_it_is_doing(tmp_path, capsys):
+    arguments = ['--num-atoms', 'auto', '--budget', 0.7, '--residual-rank', 'energy']
+    assert compress(*MODEL, '--out', tmp_path / 'out', *arguments) == 0
+    lines = capsys.readouterr().err.splitlines()
+    steps = ['fitting the weights of Q, K, V, O in 4 layers']
+    for atoms in ('1 atom', '2 atoms'):
+        steps += [f'fitting {atoms} for each group and projection, and residuals of what is left']
+        steps += [f'{atoms} for each group and projection: N % of the energy is lost']
+    steps += ['refining the fit of N for each group and projection, 3 more sweeps']
+    steps += ['fitting Gaussian matrices in the same way, for comparison']
+    steps += ['writing and checking the model']
+    told = [re.sub(r'[\d.]+ %', 'N %', line) for line in lines]
+    assert [re.sub(r'of [12] atoms?', 'of N', line) for line in told] == steps
+
+
+def test_progress_is_shown_by_the_command_alone(capsys):
+    LOGGER.info('nobody asked')
+    with shown():
+        LOGGER.info('a step')
+        LOGGER.warning('[mind]')
+    LOGGER.info('nobody asks any more')
+    assert capsys.readouterr().err == 'a step\n[mind]\n'
 
 
 @pytest.mark.parametrize(
