@@ -13,6 +13,7 @@ from typing import Any
 from torch import nn
 
 from masa_vit.compression import report as reporting
+from masa_vit.compression.accuracy import Accuracy, top1_accuracy, without_residual
 from masa_vit.compression.align import MODES
 from masa_vit.compression.allocation import ALLOCATIONS
 from masa_vit.compression.compress import compress_with_record
@@ -82,6 +83,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help='for calibration (default: 1024)',
     )
     data.add_argument('--val', metavar='FOLDER', help='folders of classes, for top-1')
+    data.add_argument(
+        '--num-val',
+        type=_positive,
+        metavar='N',
+        help='of the validation images, drawn with a fixed seed (default: all)',
+    )
     data.add_argument('--batch-size', type=_positive, default=64, metavar='B')
     parser.add_argument('--device', default='cpu', help='to compute on, e.g. cuda (default: cpu)')
     data.add_argument('--no-control', action='store_true', help='leave out the Gaussian matrices')
@@ -128,10 +135,10 @@ def _compress(
     if data.validation is not None:
         measured: dict[str, nn.Module] = {'before': model, 'after': compression.model}
         if any(map(any, compression.solution.sharing.ranks.values())):
-            measured['without residual'] = reporting.without_residual(compression.model)
+            measured['without residual'] = without_residual(compression.model)
         for name, candidate in measured.items():
             LOGGER.info('taking top-1: %s', name)
-            top1[name] = reporting.top1_accuracy(candidate, data.validation())
+            top1[name] = top1_accuracy(candidate, data.validation())
     statistics = compression.statistics
     if statistics is None and data.calibration:
         LOGGER.info('running the calibration images, for the errors of the outputs')
@@ -158,10 +165,11 @@ def _add_tuned(folder: Path, work_dir: Path, epochs: list[int]) -> int:
         raise ValueError(
             f'the training in {str(work_dir)!r} started from {used!r}, not from {str(folder)!r}'
         )
-    found = {record['epoch']: record.get('metrics', {}) for record in summary['history']}
+    measured = {record['epoch']: record.get('metrics', {}) for record in summary['history']}
     for epoch in epochs:
-        if 'accuracy/top1' in found.get(epoch, {}):
-            report['top1'][f'epoch {epoch}'] = found[epoch]['accuracy/top1']
+        if 'accuracy/top1' in (found := measured.get(epoch, {})):
+            accuracy = Accuracy(found['accuracy/top1'], found['accuracy/num_samples'])
+            reporting.add_top1(report, f'epoch {epoch}', accuracy)
     _write_report(report, folder, force=True)
     _print(report, folder)
     return 0
@@ -179,7 +187,7 @@ def _print(report: reporting.Report, out: Path) -> None:
     console = Console()
     console.print(reporting.make_table(report))
     for line in reporting.describe(report):
-        console.print(line, highlight=False)
+        console.print(line, highlight=False, soft_wrap=True)
     console.print(
         f"\nmodel:   timm.create_model('local-dir:{out}', pretrained=True)\nreport:  {out / REPORT}\n"
         f'picture: {out / PICTURE}',

@@ -25,27 +25,37 @@ class Data(NamedTuple):
 
 
 def folder_data(args: argparse.Namespace, model: nn.Module) -> Data:
-    """Read `args.calibration` and `args.val`, folders of images.
+    """Read `args.calibration` and `args.val`, folders of images; of each, as many as asked for.
 
     Raises:
         FileNotFoundError: If a folder does not exist or has no images.
         ValueError: If an image cannot be read, or the folders of classes are not as many as the
-            model has.
+            model has, or some of no validation images are asked for.
         ImportError: If torchvision is missing.
     """
+    if args.num_val is not None and not args.val:
+        raise ValueError(f'--num-val {args.num_val} is for validation images: --val FOLDER')
     if not args.calibration and not args.val:
         return Data([], None)
     transform = timm_transform(model)
     calibration = []
     if args.calibration:
         paths = find_images([args.calibration])
-        order = torch.randperm(len(paths), generator=torch.Generator().manual_seed(0)).tolist()
-        chosen = [(paths[index], -1) for index in order[: args.num_images]]
+        chosen = [(paths[index], -1) for index in choose(len(paths), args.num_images)]
         calibration = [images for images, _ in _batches(chosen, transform, args.batch_size)]
     if not args.val:
         return Data(calibration, None)
-    samples = _classes(Path(args.val), model)
+    found = _classes(Path(args.val), model)
+    samples = [found[index] for index in choose(len(found), args.num_val)]
     return Data(calibration, lambda: _batches(samples, transform, args.batch_size))
+
+
+def choose(length: int, number: int | None) -> list[int]:
+    """Draw indices of at most so many images, always the same ones; None: of all, in order."""
+    if number is None:
+        return [*range(length)]
+    order = torch.randperm(length, generator=torch.Generator().manual_seed(0))
+    return order[:number].tolist()
 
 
 def timm_transform(model: Any) -> Callable[[Any], torch.Tensor]:

@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
-import copy
 import logging
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from dataclasses import asdict
+from itertools import groupby
 from typing import TYPE_CHECKING, Any
 
 import torch
-from torch import nn
 
 from masa_vit.analysis import count_parameters
+from masa_vit.compression.accuracy import Accuracy
 from masa_vit.compression.align import allowed, gaussian_like
 from masa_vit.compression.build import sharing_args
 from masa_vit.compression.compress import Compression, align_weights
@@ -41,7 +41,7 @@ Report = dict[str, Any]
 
 def make_report(
     compression: Compression,
-    top1: Mapping[str, float] | None = None,
+    top1: Mapping[str, Accuracy] | None = None,
     control: bool = True,
     statistics: Statistics | None = None,
 ) -> Report:
@@ -49,7 +49,7 @@ def make_report(
 
     Args:
         compression: What `compress_with_record` returned.
-        top1: Accuracies in percent, 'before' and 'after', and any more ('epoch 3', ...).
+        top1: Of the model 'before' and 'after', and of any more.
         control: Compress Gaussian matrices of the same shapes and norms in the same way too, for
             comparison: takes as long again as the fit.
         statistics: Of the dense model (the aligned one, `compression.dense`) on calibration images, for
@@ -60,8 +60,8 @@ def make_report(
         before and after), `weighting`, `rows` (projection, layers, num_atoms, mean rank, energy kept
         and that of Gaussian matrices, both in the metric of the fit, relative error of the outputs on
         the calibration images), `energy` and `gaussian` over all, `cost` (1 - energy), `alignment` (the
-        share of energy that plain atoms capture, before and after), `top1`, and the verdict,
-        `too_lossy`, with `why`.
+        share of energy that plain atoms capture, before and after), `top1` in percent, `top1_images`
+        (on how many), and the verdict, `too_lossy`, with `why`.
     """
     solution = compression.solution
     statistics = compression.statistics or statistics
@@ -121,9 +121,17 @@ def make_report(
         report['alignment'] = {'before': shares[0], 'after': shares[-1]}
     if statistics is not None:
         report['calibration_images'] = statistics.num_images
-    report['top1'] = dict(top1 or {})
+    report['top1'], report['top1_images'] = {}, {}
+    for name, accuracy in (top1 or {}).items():
+        add_top1(report, name, accuracy)
     report['too_lossy'], report['why'] = _verdict(report)
     return report
+
+
+def add_top1(report: Report, name: str, accuracy: Accuracy) -> None:
+    """Add an accuracy: 'before', 'after', 'without residual' or 'epoch 3'."""
+    report['top1'][name] = accuracy.percent
+    report.setdefault('top1_images', {})[name] = accuracy.num_images  # older reports have none
 
 
 def _gaussian_fits(
@@ -179,32 +187,6 @@ def _verdict(report: Report) -> tuple[bool, str]:
     return energy < _LOSSY_ENERGY, f'{energy:.0%} of the energy of the weights is kept'
 
 
-def top1_accuracy(model: nn.Module, batches: Iterable[tuple[torch.Tensor, torch.Tensor]]) -> float:
-    """Percent of images (B, C, H, W) whose class (B,) the model finds, in evaluation mode."""
-    device = next(model.parameters()).device
-    was_training = model.training
-    right = count = 0
-    with torch.inference_mode():
-        model.eval()
-        for images, targets in batches:
-            found = model(images.to(device)).argmax(1).cpu()
-            right += int((found == targets).sum())
-            count += len(targets)
-    model.train(was_training)
-    if not count:
-        raise ValueError('there are no images to take top-1 on')
-    return 100.0 * right / count
-
-
-def without_residual(model: nn.Module) -> nn.Module:
-    """A copy of a compressed model that has its atoms alone."""
-    model = copy.deepcopy(model)
-    for name, param in model.named_parameters():
-        if '.up_' in name:
-            nn.init.zeros_(param)
-    return model
-
-
 def make_table(report: Report) -> Table:
     """The rows of a report, for the terminal."""
     from rich.table import Table
@@ -249,12 +231,21 @@ def describe(report: Report) -> list[str]:
         before, after = report['alignment']['before'], report['alignment']['after']
         lines.append(f'{"alignment:":22}atoms alone capture {before:.1%} -> {after:.1%}')
     if report['top1']:
-        top1 = sorted(report['top1'].items(), key=lambda item: _moment(item[0]))
-        shown = ', '.join(f'{name} {value:.2f}' for name, value in top1)
-        lines.append(f'{"top-1:":22}{shown}')
+        lines.append(f'{"top-1:":22}{_told_top1(report)}')
     verdict = 'too lossy to use untuned: fine-tune it' if report['too_lossy'] else 'usable untuned'
     lines.append(f'{"verdict:":22}{verdict} ({report["why"]})')
     return lines
+
+
+def _told_top1(report: Report) -> str:
+    """The accuracies in order, and after each run of them the number of their images."""
+    names = sorted(report['top1'], key=_moment)
+    runs = groupby(names, key=report.get('top1_images', {}).get)
+    return ', '.join(
+        ', '.join(f'{name} {report["top1"][name]:.2f}' for name in run)
+        + (f' ({count:,} images)' if count else '')
+        for count, run in runs
+    )
 
 
 def draw(report: Report) -> Figure:

@@ -12,14 +12,15 @@ from torch import nn
 from torch.utils.data import DataLoader, Dataset, Subset
 
 from masa_vit.cls.datasets import IGNORE_INDEX
-from masa_vit.compression.folder_data import Data
+from masa_vit.compression.folder_data import Data, choose
 from masa_vit.engine.config import load_config
 
 
 def config_data(args: argparse.Namespace, model: nn.Module) -> Data:
     """Take calibration images from the training set of a config, and its validation set.
 
-    Training images go through the pipeline of the validation set: nothing is augmented.
+    Of either as many as asked for. Training images go through the pipeline of the validation set:
+    nothing is augmented.
 
     Args:
         args: Of `masa-vit compress`: the config is `source`.
@@ -48,10 +49,10 @@ def config_data(args: argparse.Namespace, model: nn.Module) -> Data:
         train = DATASETS.build({**cfg.train_dataloader.dataset, 'pipeline': pipeline})
         validation = DATASETS.build(loader.dataset)
     preprocessor = preprocessor.to(next(model.parameters()).device)
-    order = torch.randperm(len(train), generator=torch.Generator().manual_seed(0))
-    chosen = Subset(train, order[: args.num_images].tolist())
+    chosen = Subset(train, choose(len(train), args.num_images))
     calibration = [images for images, _ in _batches(chosen, preprocessor, args.batch_size)]
-    return Data(calibration, lambda: _batches(validation, preprocessor, args.batch_size))
+    measured = Subset(validation, choose(len(validation), args.num_val))
+    return Data(calibration, lambda: _batches(measured, preprocessor, args.batch_size))
 
 
 def _batches(

@@ -92,7 +92,7 @@ def main() -> None:
     parser.add_argument('--budgets', nargs='+', choices=BUDGETS, default=list(BUDGETS))
     parser.add_argument('--only', nargs='+', default=[''], help='parts of names')
     args = parser.parse_args()
-    args.calibration = args.val = None
+    args.calibration = args.val = args.num_val = None
 
     def load() -> Any:
         return load_classifier(args.source, args.checkpoint).eval()

@@ -41,17 +41,19 @@ def test_everything_at_once_with_folders_of_images(tmp_path, image_root, capsys)
     arguments += ['--weighting', 'fisher', '--num-atoms', 'auto', '--budget', 0.7]
     arguments += ['--residual-rank', 'energy', '--sweeps', 2]
     arguments += ['--calibration', image_root / 'train', '--val', image_root / 'val']
-    arguments += ['--num-images', 16, '--batch-size', 5]
+    arguments += ['--num-images', 16, '--batch-size', 5, '--num-val', 7]
     assert compress(*MODEL, '--out', out, *arguments) == 0
     report = json.loads((out / 'report.json').read_text())
     assert report['calibration_images'] == 16
     assert set(report['top1']) == {'before', 'without residual', 'after'}
+    assert report['top1_images'] == dict.fromkeys(report['top1'], 7)
     assert len(report['sharing']['groups']) == 2
     counts = report['parameters']
     assert counts['compressed']['attention'] <= 0.7 * counts['dense']['attention']
     loaded = timm.create_model(f'local-dir:{out}', pretrained=True)
     assert sum(p.numel() for p in loaded.parameters()) == counts['compressed']['total']
-    assert 'top-1:' in capsys.readouterr().out
+    (line,) = [x for x in capsys.readouterr().out.splitlines() if x.startswith('top-1:')]
+    assert line.endswith('(7 images)')
 
 
 def test_a_search_tells_what_it_is_doing(tmp_path, capsys):
@@ -87,6 +89,7 @@ def test_progress_is_shown_by_the_command_alone(capsys):
         (['--weighting', 'input'], "weighting='input' needs calibration images"),
         (['--weighting', 'input', '--calibration', 'ONE'], 'too few for 32'),
         (['--calibration', 'nowhere'], 'nowhere'),
+        (['--num-val', '5'], '--num-val 5 is for validation images: --val FOLDER'),
         (['--val', 'nowhere'], "'nowhere' does not exist"),
         (['--val', 'DATA'], 'has 2 folders, and the model 3 classes'),
         (

@@ -9,7 +9,8 @@ import timm
 import torch
 
 from masa_vit.compression import CompressionOptions, compress_with_record
-from masa_vit.compression.report import describe, draw, make_report, make_table, top1_accuracy
+from masa_vit.compression.accuracy import Accuracy
+from masa_vit.compression.report import add_top1, describe, draw, make_report, make_table
 from masa_vit.compression.weights import stacked_weights
 
 SIZE = {'img_size': 32, 'patch_size': 8, 'embed_dim': 32, 'depth': 4, 'num_heads': 2}
@@ -87,7 +88,8 @@ def test_error_of_the_outputs(dense):
     ],
 )
 def test_the_verdict_is_plain(dense, top1, too_lossy, why):
-    report = make_report(compress_with_record(dense, CompressionOptions(2)), top1)
+    accuracies = {name: Accuracy(percent, 9) for name, percent in top1.items()}
+    report = make_report(compress_with_record(dense, CompressionOptions(2)), accuracies)
     assert report['too_lossy'] is too_lossy
     assert why in report['why']
     told = '\n'.join(describe(report))
@@ -99,23 +101,18 @@ def test_forms_of_a_report(dense, tmp_path):
         'auto', groups=[[0, 2], [1, 3]], budget=0.8, residual_rank='energy', align='rotation'
     )
     compression = compress_with_record(dense, options)
-    report = make_report(compression, {'before': 50.0, 'after': 40.0, 'epoch 1': 45.0})
+    report = make_report(compression, {'after': Accuracy(40.0, 10), 'before': Accuracy(50.0, 10)})
+    add_top1(report, 'epoch 1', Accuracy(45.0, 2000))
     assert json.loads(json.dumps(report)) == report
     assert report['alignment']['after'] >= report['alignment']['before']
     parameters = report['parameters']
     assert parameters['compressed']['attention'] <= 0.8 * parameters['dense']['attention']
     assert make_table(report).row_count == 8
-    assert any('epoch 1 45.00' in line for line in describe(report))
+    told = 'before 50.00, after 40.00 (10 images), epoch 1 45.00 (2,000 images)'
+    assert any(line.endswith(told) for line in describe(report))
+    del report['top1_images']  # as in reports of earlier versions
+    add_top1(report, 'epoch 3', Accuracy(46.0, 2000))
+    told = 'before 50.00, after 40.00, epoch 1 45.00, epoch 3 46.00 (2,000 images)'
+    assert any(line.endswith(told) for line in describe(report))
     draw(report).savefig(tmp_path / 'a.png')
     assert (tmp_path / 'a.png').stat().st_size > 5000
-
-
-def test_top1():
-    model = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Identity()).train()
-    model.register_parameter('p', torch.nn.Parameter(torch.zeros(1)))
-    images = torch.eye(4).view(4, 1, 2, 2)
-    batches = [(images[:3], torch.tensor([0, 1, 0])), (images[3:], torch.tensor([3]))]
-    assert top1_accuracy(model, batches) == 75.0
-    assert model.training
-    with pytest.raises(ValueError, match='no images'):
-        top1_accuracy(model, [])

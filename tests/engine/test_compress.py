@@ -38,6 +38,7 @@ def test_compress_and_fine_tune(run, tmp_path, capsys):
     assert main(['test', str(config), str(checkpoint), '--out', str(tmp_path / 'dense.json')]) == 0
     measured = json.loads((tmp_path / 'dense.json').read_text())
     assert report['top1']['before'] == pytest.approx(measured['metrics']['accuracy/top1'])
+    assert report['top1_images']['before'] == measured['metrics']['accuracy/num_samples']
 
     tuned = tmp_path / 'tuned.py'
     tuned.write_text(
@@ -52,6 +53,7 @@ def test_compress_and_fine_tune(run, tmp_path, capsys):
     assert main(['compress', str(out), '--tuned', str(tmp_path / 'tuned')]) == 0
     updated = json.loads((out / 'report.json').read_text())
     assert updated['top1'].pop('epoch 1') == fine['metrics']['accuracy/top1']['last']
+    assert updated['top1_images'].pop('epoch 1') == measured['metrics']['accuracy/num_samples']
     assert updated == report
     assert 'epoch 1' in capsys.readouterr().out
     assert main(['compress', str(out), '--tuned', str(tmp_path / 'run')]) == 1
@@ -62,6 +64,21 @@ def test_compress_and_fine_tune(run, tmp_path, capsys):
     assert report['top1']['without residual'] < report['top1']['after']
     total = report['parameters']['compressed']['total']
     assert fine['parameters']['total'] == total
+
+
+def test_top1_on_some_of_the_validation_images(run, tmp_path):
+    config, checkpoint = run
+    reports = []
+    for index, more in enumerate(
+        (['--num-val', '40'], ['--num-val', '40'], ['--num-val', '99999'])
+    ):
+        out = tmp_path / str(index)
+        source = [str(config), '--checkpoint', str(checkpoint), '--num-atoms', '2', '--no-control']
+        assert main(['compress', *source, '--num-images', '64', '--out', str(out), *more]) == 0
+        reports.append(json.loads((out / 'report.json').read_text()))
+    assert reports[0] == reports[1]
+    assert reports[0]['top1_images'] == {'before': 40, 'after': 40}
+    assert reports[2]['top1_images']['before'] > 40
 
 
 def test_folders_beside_a_config_are_refused(run, tmp_path, capsys):
