@@ -10,6 +10,7 @@ import timm
 import torch
 
 from masa_vit.cli import main
+from masa_vit.compression import metric
 from masa_vit.compression.progress import LOGGER, shown
 
 MODEL = ['vit_tiny_patch16_224', '--model-args', 'img_size=32', 'patch_size=8', 'embed_dim=32']
@@ -54,6 +55,24 @@ def test_everything_at_once_with_folders_of_images(tmp_path, image_root, capsys)
     assert sum(p.numel() for p in loaded.parameters()) == counts['compressed']['total']
     (line,) = [x for x in capsys.readouterr().out.splitlines() if x.startswith('top-1:')]
     assert line.endswith('(7 images)')
+
+
+@pytest.mark.parametrize('weighting', ['none', 'input', 'fisher'])
+def test_second_moments_are_taken_once(tmp_path, image_root, monkeypatch, weighting):
+    """By the fit, or, where it needs none, by the report."""
+    taken = []
+
+    class Counting(metric._Collector):
+        def check(self, num_images):
+            taken.append(num_images)
+            super().check(num_images)
+
+    monkeypatch.setattr(metric, '_Collector', Counting)
+    arguments = ['--num-atoms', 2, '--weighting', weighting, '--calibration', image_root / 'train']
+    assert compress(*MODEL, '--out', tmp_path / 'out', *arguments, '--num-images', 16) == 0
+    assert taken == [16]
+    report = json.loads((tmp_path / 'out' / 'report.json').read_text())
+    assert all(0 < row['output_error'] < 1 for row in report['rows'])
 
 
 def test_a_search_tells_what_it_is_doing(tmp_path, capsys):
