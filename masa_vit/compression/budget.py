@@ -64,7 +64,10 @@ def solve_budget(
     if not problems:
         raise _too_small(weights, groups, numbers, candidates[0])
     best = costs.index(min(costs))
-    _logger.info('refining the fit of %s, %d more sweeps', _called(candidates[best]), sweeps - 1)
+    if sweeps > 1:
+        _logger.info(
+            'refining the fit of %s, %d more sweeps', _called(candidates[best]), sweeps - 1
+        )
     return problems[best].refine(sweeps - 1)
 
 

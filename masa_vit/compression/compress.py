@@ -136,7 +136,7 @@ def compress_with_record(
     options: CompressionOptions | None = None,
     calibration: Iterable[torch.Tensor] | torch.Tensor | None = None,
 ) -> Compression:
-    """As `compress`, and tell how: the groups, numbers and ranks found, what is lost."""
+    """As `compress`, whose other arguments are the options, and tell how and with what loss."""
     options = options or CompressionOptions()
     check_model(model)
     names = parse_projections(options.projections)
@@ -180,7 +180,7 @@ def _batches(
 ) -> list[torch.Tensor]:
     """The calibration images, checked, if something needs them."""
     needed_by = [f'weighting={options.weighting!r}'] if options.weighting != 'none' else []
-    needed_by += ["groups='kl'"] if options.groups == 'kl' else []
+    needed_by += ["groups='kl'"] if str(options.groups) == 'kl' else []
     if not needed_by:
         return []
     given = [] if calibration is None else calibration
