@@ -42,8 +42,11 @@ with the config of a detector, objects, and pictures of them:
   masa-vit export compressed/ --format onnx-shared --out model.onnx
   masa-vit export vit_base_masa_s4 --checkpoint a.safetensors --format torch-export --out a.pt2""",
     'inspect': """examples:
-  masa-vit inspect work_dirs/a/epoch_15.pth --out atoms/
-  masa-vit inspect vit_base_masa_s4 --out atoms/""",
+  masa-vit inspect vit_base_masa_s4 --out atoms/
+  masa-vit inspect work_dirs/a --out atoms/ --images photos/
+  masa-vit inspect work_dirs/a --out atoms/ --run work_dirs/a --format html,png,pdf
+  masa-vit inspect compressed/ work_dirs/tuned --out beside/
+  masa-vit inspect a.pth b.pth --against c.safetensors --out beside/ --format table""",
     'compare': """examples:
   masa-vit compare masa_vit::cls/vit_tiny_masa_s4_digits.py masa_vit::cls/vit_tiny_dense_digits.py
   masa-vit compare a.py b.py --work-dir work_dirs/pair --resume""",
@@ -199,9 +202,9 @@ def _export_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def _inspect_arguments(parser: argparse.ArgumentParser) -> None:
-    from masa_vit.analysis import inspect_atoms
+    from masa_vit.inspection import command
 
-    inspect_atoms.add_arguments(parser)
+    command.add_arguments(parser)
 
 
 def _compare_arguments(parser: argparse.ArgumentParser) -> None:
@@ -306,22 +309,29 @@ def _export(args: argparse.Namespace) -> int:
     return command.run(args, load_classifier)
 
 
-def _need(*packages: str) -> None:
-    """Refuse at once what would fail at its end for want of a package of the `train` extra."""
+def _need(*packages: str, extra: str = 'train') -> None:
+    """Refuse at once what would fail at its end for want of a package of an extra."""
     for package in packages:
         try:
             importlib.import_module(package)
         except ImportError as error:
             raise ImportError(
-                f'this command needs {package}, which is not installed: pip install "masa-vit[train]"'
+                f'this command needs {package}, which is not installed: pip install "masa-vit[{extra}]"'
             ) from error
 
 
 def _inspect(args: argparse.Namespace) -> int:
-    from masa_vit.analysis import inspect_atoms
+    from masa_vit.inspection import command
 
-    _need('rich', 'matplotlib')
-    return inspect_atoms.run(args)
+    plotly = ['plotly'] if 'html' in args.format else []
+    _need('rich', 'matplotlib', 'scipy', *plotly, extra='inspect')
+    return command.run(args, _load_run)
+
+
+def _load_run(config: str, checkpoint: str) -> Any:
+    from masa_vit.engine.inspect import load_run  # mmengine: for checkpoints of trainings alone
+
+    return load_run(config, checkpoint)
 
 
 def _compare(args: argparse.Namespace) -> int:

@@ -2,7 +2,6 @@
 
 from masa_vit.analysis.ablation import AtomAblation, Effect, ablate_atoms
 from masa_vit.analysis.activations import attention_distance, attention_maps, class_attention
-from masa_vit.analysis.animation import draw_history, write_animation
 from masa_vit.analysis.cka import layer_cka, linear_cka
 from masa_vit.analysis.extract import coefficients
 from masa_vit.analysis.history import (
@@ -16,7 +15,6 @@ from masa_vit.analysis.history import (
     write_record,
 )
 from masa_vit.analysis.parameters import ParameterCounts, count_parameters
-from masa_vit.analysis.plots import plot_coefficients, plot_curves
 from masa_vit.analysis.quantities import QUANTITIES, Quantity
 from masa_vit.analysis.sharing import (
     CanonicalForm,
@@ -80,7 +78,6 @@ __all__ = [
     'count_parameters',
     'dead_atoms',
     'doubled_atoms',
-    'draw_history',
     'effective_rank',
     'entropy_number',
     'gaussian_values',
@@ -92,8 +89,6 @@ __all__ = [
     'linear_cka',
     'match_atoms',
     'participation_ratio',
-    'plot_coefficients',
-    'plot_curves',
     'principal_angles',
     'projection_weights',
     'read_history',
@@ -104,6 +99,5 @@ __all__ = [
     'stable_rank',
     'summarize',
     'summary_numbers',
-    'write_animation',
     'write_record',
 ]

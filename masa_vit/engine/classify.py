@@ -55,6 +55,8 @@ class Predictor:
         self.pipeline = Compose(loader.dataset.get('pipeline', []))
         self.device = torch.device(device or ('cuda' if torch.cuda.is_available() else 'cpu'))
         model: Any = build_model(cfg)
+        if not hasattr(model, 'num_classes'):
+            raise ValueError(f'the config builds a {type(model).__name__}, expected a classifier')
         load_exactly(model.model, checkpoint)
         self.model = model.to(self.device)
         self.classes = _class_names(checkpoint, loader.dataset, model.num_classes)
@@ -99,7 +101,13 @@ class Predictor:
                     result['predictions'] = self._top(scores, topk)
         return results
 
-    def _read(self, path: str) -> Tensor:
+    @torch.inference_mode()
+    def prepare(self, path: str | Path) -> Tensor:
+        """An image file as the timm model takes it, (C, H, W), on the CPU."""
+        data = default_collate([{'inputs': self._read(path)}])
+        return self.model.data_preprocessor(data)['inputs'][0].cpu()
+
+    def _read(self, path: str | Path) -> Tensor:
         return to_chw(self.pipeline({'inputs': read_image(path)})['inputs'])
 
     @torch.inference_mode()

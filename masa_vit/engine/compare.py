@@ -11,7 +11,6 @@ from typing import Any
 
 from mmengine.config import Config
 
-from masa_vit.analysis import plot_curves
 from masa_vit.engine.config import load_config
 from masa_vit.engine.files import (
     LAST_CHECKPOINT,
@@ -21,6 +20,7 @@ from masa_vit.engine.files import (
     write_atomically,
 )
 from masa_vit.engine.train import train
+from masa_vit.plots import plot_coefficients, plot_curves
 
 CAVEAT = 'One run each, one seed: a {} ranks nothing; run several seeds.'
 _COLUMNS = ('top1', 'bbox_mAP')  # what the metric shown ends in, if there is one
@@ -147,7 +147,7 @@ def _draw_coefficients(folder: Path, checkpoint: str | None) -> str | None:
     if not coefficients:
         return None
     path = folder / 'coefficients.png'
-    analysis.plot_coefficients(coefficients, title=folder.name).savefig(path, dpi=120)
+    plot_coefficients(coefficients, title=folder.name).savefig(path, dpi=120)
     return str(path)
 
 

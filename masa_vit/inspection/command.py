@@ -12,13 +12,13 @@ from typing import Any
 from masa_vit.analysis import compare, summarize
 from masa_vit.analysis.history import history_quantities, read_history
 from masa_vit.export.writing import check_free, check_writable, staged
-from masa_vit.inspection.animation import draw_history, write_animation
 from masa_vit.inspection.figures import draw_report
 from masa_vit.inspection.images import ABLATED, look
 from masa_vit.inspection.page import write_page
 from masa_vit.inspection.report import Comparison, History, Report
 from masa_vit.inspection.sources import LoadRun, load, unique_names
 from masa_vit.inspection.tables import print_report, write_csv
+from masa_vit.plots import draw_history, write_animation
 
 FORMATS = ('table', 'csv', 'json', 'png', 'pdf', 'svg', 'html')
 PICTURES = ('png', 'pdf', 'svg')
@@ -39,7 +39,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument('--force', action='store_true', help='replace files that exist')
     parser.add_argument('--against', metavar='OTHER', help='compare each source with this one')
     parser.add_argument(
-        '--run', metavar='WORK_DIR', help='show how the sharing changed while this run trained'
+        '--run',
+        dest='work_dir',  # `run` is what the command line calls
+        metavar='WORK_DIR',
+        help='show how the sharing changed while this run trained',
     )
     parser.add_argument(
         '--format',
@@ -72,15 +75,15 @@ def run(args: argparse.Namespace, load_run: LoadRun | None = None) -> int:
         load_run: Loads a model by the config of a training run; None: configs are not read.
     """
     texts = ([args.against] if args.against else []) + args.sources
-    if not texts and not args.run:
+    if not texts and not args.work_dir:
         raise ValueError('nothing to inspect: give a model, a checkpoint, or --run WORK_DIR')
     if args.num_ablated < 0:
         raise ValueError(f'--num-ablated={args.num_ablated}: expected 0 or more')
     # before the work
     check_free(args.out, [f'report.{kind}' for kind in args.format], args.force)
     check_writable(args.out)
-    records = read_history(args.run) if args.run else []
-    report = _inspect(args, texts or [args.run], load_run)
+    records = read_history(args.work_dir) if args.work_dir else []
+    report = _inspect(args, texts or [args.work_dir], load_run)
     if records:
         epochs = [record.epoch for record in records]
         report.history = History(epochs, history_quantities(records))

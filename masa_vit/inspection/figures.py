@@ -7,18 +7,17 @@ others a sequential one. Panels of a figure have one scale.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from typing import TYPE_CHECKING, Any
 
 import torch
 
 from masa_vit.analysis import Summary
 from masa_vit.inspection.report import Comparison, Report
+from masa_vit.plots.heatmaps import SEQUENTIAL, draw_matrix, heatmaps, value_range
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
-
-SIGNED, SEQUENTIAL = 'PuOr', 'cividis'
 
 _STYLES = ('-', '--', '-.', ':')
 _MARKERS = 'osD^v'
@@ -42,73 +41,21 @@ def draw_model(summary: Summary, title: str) -> Iterator[tuple[str, Figure]]:
     if shared:
         for kind, label in (('coefficients', 'coefficient'), ('shares', 'share of the weight')):
             panels = {name: arrays[kind] for name, arrays in shared.items()}
-            yield kind, heatmaps(panels, title, 'atom', label=label)
+            yield kind, heatmaps(panels, label, 'atom', title)
         yield 'atoms', _draw_atoms(summary, title)
     alike = {name: _without_diagonal(arrays['weight_similarity']) for name, arrays in every.items()}
-    yield 'similarity', heatmaps(alike, title, 'layer', label='cosine of weights', square=True)
+    yield 'similarity', heatmaps(alike, 'cosine of weights', 'layer', title, square=True)
     yield 'ranks', _draw_ranks(summary, title)
     yield 'spectra', _draw_spectra(summary, title)
     if all('head_norms' in arrays for arrays in every.values()):
         norms = {name: arrays['head_norms'] for name, arrays in every.items()}
-        yield 'heads', heatmaps(norms, title, 'head', label='Frobenius norm', signed=False)
+        yield 'heads', heatmaps(norms, 'Frobenius norm', 'head', title, signed=False)
     if scores := {n: a['ablation_kl'] for n, a in every.items() if 'ablation_kl' in a}:
         label = 'KL without the atom, nats'
-        yield 'ablation', heatmaps(scores, title, 'atom', label=label, signed=False)
+        yield 'ablation', heatmaps(scores, label, 'atom', title, signed=False)
     if summary.images:
         yield 'activations', _draw_activations(summary, title)
         yield 'attention', _draw_attention(summary, title)
-
-
-def heatmaps(
-    panels: Mapping[str, torch.Tensor],
-    title: str,
-    xlabel: str,
-    label: str,
-    signed: bool = True,
-    square: bool = False,
-) -> Figure:
-    """Draw matrices (L, n) side by side with one scale: layers down."""
-    from matplotlib.figure import Figure  # not pyplot: no global state, no screen needed
-
-    depth, count = next(iter(panels.values())).shape
-    width = max(1.4, 0.22 * count, 0.22 * depth if square else 0)
-    figure = Figure(
-        figsize=(1.4 + len(panels) * width, max(2.4, 0.9 + 0.2 * depth)), layout='constrained'
-    )
-    axes = figure.subplots(1, len(panels), sharey=True, squeeze=False)[0]
-    scale = _scale([*panels.values()], signed)
-    for ax, (name, matrix) in zip(axes, panels.items(), strict=True):
-        image = _heatmap(ax, matrix, scale, signed, equal=square)
-        ax.set(title=name.upper(), xlabel=xlabel)
-    axes[0].set_ylabel('layer')
-    figure.colorbar(image, ax=axes, label=label)
-    figure.suptitle(title)
-    return figure
-
-
-def _scale(matrices: Sequence[torch.Tensor], signed: bool) -> tuple[float, float]:
-    values = torch.cat([matrix.double().flatten() for matrix in matrices])
-    values = values[values.isfinite()]
-    if signed:
-        limit = float(values.abs().max()) if len(values) else 1.0
-        return -(limit or 1.0), limit or 1.0
-    return float(values.min()), float(values.max())
-
-
-def _heatmap(
-    ax: Any, matrix: torch.Tensor, scale: tuple[float, float], signed: bool, equal: bool = False
-) -> Any:
-    from matplotlib import colormaps
-    from matplotlib.ticker import MaxNLocator
-
-    colours = colormaps[SIGNED if signed else SEQUENTIAL].with_extremes(bad='0.85')
-    image = ax.imshow(
-        matrix.numpy(), cmap=colours, vmin=scale[0], vmax=scale[1],
-        aspect='equal' if equal else 'auto', interpolation='none',
-    )  # fmt: skip
-    ax.xaxis.set_major_locator(MaxNLocator(integer=True, nbins=6))
-    ax.yaxis.set_major_locator(MaxNLocator(integer=True))
-    return image
 
 
 def _without_diagonal(similarity: torch.Tensor) -> torch.Tensor:
@@ -193,7 +140,9 @@ def _draw_atoms(summary: Summary, title: str) -> Figure:
         rows[0][index].axhline(1 / len(use), color='0.6', linewidth=1, linestyle='--')
         rows[0][index].set(title=name.upper(), xlabel='atom')
         rows[0][index].xaxis.set_major_locator(MaxNLocator(integer=True))
-        image = _heatmap(rows[1][index], arrays['atom_overlap'], (0, 1), signed=False, equal=True)
+        image = draw_matrix(
+            rows[1][index], arrays['atom_overlap'], (0, 1), signed=False, square=True
+        )
         rows[1][index].set_xlabel('atom')
     rows[0][0].set_ylabel('share of the use')
     rows[1][0].set_ylabel('atom')
@@ -215,7 +164,7 @@ def _draw_activations(summary: Summary, title: str) -> Figure:
     axes[0].set(xlabel='layer', ylabel='attention distance, pixels', ylim=(0, None))
     axes[0].legend(fontsize='small')
     if with_cka:
-        image = _heatmap(axes[1], summary.images['cka'], (0, 1), signed=False, equal=True)
+        image = draw_matrix(axes[1], summary.images['cka'], (0, 1), signed=False, square=True)
         axes[1].set(xlabel='layer', ylabel='layer')
         figure.colorbar(image, ax=axes[1], label='linear CKA')
     figure.suptitle(title)
@@ -234,7 +183,7 @@ def _draw_attention(summary: Summary, title: str) -> Figure:
     figure = Figure(figsize=(1.6 + 0.55 * heads, 0.9 + 0.55 * depth), layout='constrained')
     ax = figure.subplots()
     flat = picture.reshape(depth * (rows + 1), heads * (columns + 1))
-    image = _heatmap(ax, flat, (0, 1), signed=False, equal=True)
+    image = draw_matrix(ax, flat, (0, 1), signed=False, square=True)
     ax.set_xticks(
         [(head + 0.5) * (columns + 1) - 1 for head in range(heads)],
         [str(head) for head in range(heads)],
@@ -270,10 +219,10 @@ def draw_comparison(comparison: Comparison, report: Report) -> Figure:
             (report.models[first].projections[n]['contributions'], a['matched_contributions'])
             for n, a in matched.items()
         ]
-        scale = _scale([matrix for pair in pairs for matrix in pair], signed=False)
+        scale = value_range([matrix for pair in pairs for matrix in pair], signed=False)
         for column, (name, pair) in enumerate(zip(matched, pairs, strict=True)):
             for row, matrix in enumerate(pair):
-                image = _heatmap(rows[row][column], matrix, scale, signed=False)
+                image = draw_matrix(rows[row][column], matrix, scale, signed=False)
             rows[0][column].set_title(name.upper())
             rows[1][column].set_xlabel('atom')
         for row, name in enumerate((first, second)):

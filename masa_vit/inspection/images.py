@@ -17,7 +17,7 @@ from masa_vit.analysis import (
 )
 from masa_vit.analysis.activations import patch_grid
 from masa_vit.analysis.summary import Arrays, Summary
-from masa_vit.compression.folder_data import timm_transform
+from masa_vit.compression.folder_data import choose, timm_transform
 from masa_vit.images import find_images
 from masa_vit.inspection.sources import Source
 
@@ -43,8 +43,7 @@ def sample_images(folder: str, num_images: int, num_classes: int) -> Sample:
         FileNotFoundError: If there are none.
     """
     paths = find_images([folder])
-    chosen = torch.randperm(len(paths), generator=torch.Generator().manual_seed(0))[:num_images]
-    sample = [paths[index] for index in chosen.tolist()]
+    sample = [paths[index] for index in choose(len(paths), num_images)]
     folders = sorted(path for path in Path(folder).glob('*') if path.is_dir())
     if len(folders) != num_classes or num_classes == 0:
         return Sample(sample, None)

@@ -55,6 +55,10 @@ def load(text: str, config: str | None = None, load_run: LoadRun | None = None) 
         FileNotFoundError: If there is no such source.
         ValueError: If it cannot be read, has no attention projections, or does not fit the config.
     """
+    if text.endswith('.py'):
+        raise ValueError(
+            f'{text!r} is a config, not a model: give a checkpoint of it, or a work dir'
+        )
     path = Path(text)
     if (path / 'last_checkpoint').is_file():
         path = _last_checkpoint(path)
@@ -69,10 +73,6 @@ def load(text: str, config: str | None = None, load_run: LoadRun | None = None) 
             raise ValueError(f'--config is for checkpoints, and {text!r} is none')
         model = load_source(text)
         return Source(_short(text), projection_weights(model), model)
-    if path.suffix == '.py':
-        raise ValueError(
-            f'{text!r} is a config, not a model: give a checkpoint of it, or a work dir'
-        )
     return _load_checkpoint(path, config, load_run)
 
 

@@ -1,12 +1,10 @@
 """Pictures of a report hold its numbers."""
 
-import numpy as np
 import pytest
-import torch
 
 import masa_vit
 from masa_vit.analysis import projection_weights, summarize
-from masa_vit.inspection.figures import draw_model, draw_report, heatmaps
+from masa_vit.inspection.figures import draw_model, draw_report
 
 
 def images(figure):
@@ -23,23 +21,6 @@ def test_a_dense_model_has_the_pictures_of_its_weights(noisy):
     summary = summarize(projection_weights(masa_vit.fold(noisy())))
     names = [name for name, _ in draw_model(summary, 'dense')]
     assert names == ['similarity', 'ranks', 'spectra', 'heads']
-
-
-def test_heatmaps_have_one_scale_centred_at_zero(report):
-    arrays = report.models['two'].projections
-    panels = {name: of_name['shares'] for name, of_name in arrays.items()}
-    limit = max(float(matrix.abs().max()) for matrix in panels.values())
-    shown = images(heatmaps(panels, 'title', 'atom', 'share'))
-    assert len(shown) == 4
-    for image, matrix in zip(shown, panels.values(), strict=True):
-        np.testing.assert_array_equal(image.get_array(), matrix.numpy())
-        assert image.get_clim() == pytest.approx((-limit, limit))
-        assert image.get_cmap().name == 'PuOr'
-
-
-def test_a_matrix_of_zeros_can_be_drawn():
-    figure = heatmaps({'q': torch.zeros(3, 2)}, 'title', 'atom', 'share')
-    assert images(figure)[0].get_clim() == (-1, 1)
 
 
 @pytest.mark.parametrize(

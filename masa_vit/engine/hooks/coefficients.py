@@ -15,6 +15,7 @@ from torch import nn
 
 from masa_vit.analysis.history import FOLDER, AtomRecord
 from masa_vit.engine.hooks.parameters import unwrap
+from masa_vit.plots import plot_coefficients
 
 
 @HOOKS.register_module()
@@ -87,7 +88,7 @@ class CoefficientHook(Hook):
             if isinstance(backend, TensorboardVisBackend):
                 _write_numbers(backend.experiment, record, histograms=pictures)
         if pictures:
-            figure = analysis.plot_coefficients(record.coef, title=f'epoch {epoch}')
+            figure = plot_coefficients(record.coef, title=f'epoch {epoch}')
             runner.visualizer.add_image('coefficients', figure_to_image(figure), epoch)
 
 

@@ -5,7 +5,8 @@ import pytest
 import torch
 from PIL import Image, ImageSequence
 
-from masa_vit.analysis import AtomRecord, draw_history, history_quantities, write_animation
+from masa_vit.analysis import AtomRecord, history_quantities
+from masa_vit.plots import draw_history, write_animation
 
 EPOCHS = [0, 5, 10]
 

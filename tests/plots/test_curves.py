@@ -1,18 +1,6 @@
-from __future__ import annotations
+"""Curves of trainings."""
 
-import pytest
-import torch
-
-from masa_vit.analysis import plot_coefficients, plot_curves
-
-
-def test_coefficients_have_one_panel_per_projection_on_one_scale():
-    figure = plot_coefficients({'q': torch.tensor([[1.0, -3.0]]), 'k': torch.ones(1, 2)})
-    images = [ax.get_images()[0] for ax in figure.axes if ax.get_images()]
-    assert len(images) == 2
-    assert {image.get_clim() for image in images} == {(-3.0, 3.0)}
-    with pytest.raises(ValueError, match='nothing is shared'):
-        plot_coefficients({})
+from masa_vit.plots import plot_curves
 
 
 def test_curves_show_what_the_histories_hold():

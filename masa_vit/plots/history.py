@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from masa_vit.analysis.plots import draw_signed, plot_coefficients
+from masa_vit.plots.heatmaps import draw_matrix, plot_coefficients
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -50,7 +50,7 @@ def draw_history(history: History, epochs: Sequence[int]) -> Figure:
     most = max(float(each['effective_atoms'].max()) for each in history.values())
     for (name, each), upper, lower in zip(history.items(), *axes, strict=True):
         coef = each['coefficients']
-        image = draw_signed(upper, coef.flatten(1).T, limit)
+        image = draw_matrix(upper, coef.flatten(1).T, (-limit, limit))
         upper.set(title=name.upper())
         _mark_layers(upper, *coef.shape[1:])
         _draw_effective(lower, each['effective_atoms'])

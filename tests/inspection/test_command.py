@@ -1,0 +1,214 @@
+"""`masa-vit inspect` as users call it."""
+
+import argparse
+import csv
+import json
+import os
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+import masa_vit
+from masa_vit.analysis import projection_weights, record_of, summarize, write_record
+from masa_vit.cli import main
+from masa_vit.inspection import command
+from masa_vit.inspection.tables import COLUMNS
+
+
+@pytest.fixture
+def checkpoint(noisy, tmp_path):
+    path = tmp_path / 'last.pth'
+    torch.save({'state_dict': noisy().state_dict()}, path)
+    return path
+
+
+@pytest.fixture
+def folder(noisy, tmp_path):
+    """A small model in timm's Hub layout, which can run."""
+    args = dict(num_atoms=2, **dict(img_size=32, patch_size=8, embed_dim=32, depth=4, num_heads=2))
+    model = noisy('vit_tiny_masa_s4', **args)
+    masa_vit.export.export_hub(model, tmp_path / 'model')
+    return tmp_path / 'model'
+
+
+def inspect(*argv):
+    parser = argparse.ArgumentParser()
+    command.add_arguments(parser)
+    return command.run(parser.parse_args([str(arg) for arg in argv]))
+
+
+def read(path):
+    return json.loads(path.read_text(encoding='utf-8'))
+
+
+def test_report_of_a_checkpoint_in_all_formats(noisy, checkpoint, tmp_path, capsys):
+    out = tmp_path / 'out'
+    assert inspect(checkpoint, '--out', out, '--format', 'table,csv,json,png,svg,html') == 0
+    expected = summarize(projection_weights(noisy().state_dict()))
+    document = read(out / 'report.json')
+    (model,) = document['models'].values()
+    for name, arrays in expected.projections.items():
+        assert model['projections'][name] == {key: a.tolist() for key, a in arrays.items()}
+    with (out / 'report.csv').open(newline='') as file:
+        assert tuple(next(csv.reader(file))) == COLUMNS
+    printed = capsys.readouterr().out
+    assert 'Q: layer by atom' in printed
+    pictures = ('coefficients', 'shares', 'atoms', 'similarity', 'ranks', 'spectra')
+    names = {f'{picture}.{kind}' for picture in pictures for kind in ('png', 'svg')}
+    assert {path.name for path in out.iterdir()} == names | {
+        'report.csv',
+        'report.json',
+        'report.html',
+    }
+    assert str(out / 'report.html') in printed
+
+
+def test_name_of_a_model_is_enough(tmp_path, capsys):
+    out = str(tmp_path / 'out')
+    assert main(['inspect', 'vit_tiny_masa_qkv_s4', '--out', out, '--format', 'table']) == 0
+    out = capsys.readouterr().out
+    assert 'V: layer by atom' in out
+    assert 'O: layer by atom' not in out  # O does not share
+    assert not (tmp_path / 'out').exists() or not [*(tmp_path / 'out').iterdir()]
+
+
+def test_a_dense_model_is_told_to_share_nothing_and_is_shown(tmp_path, capsys):
+    assert inspect('vit_tiny_patch16_224', '--out', tmp_path, '--format', 'table,json') == 0
+    assert 'Nothing is shared in this model' in capsys.readouterr().out
+    document = read(tmp_path / 'report.json')
+    assert (
+        len(document['models']['vit_tiny_patch16_224']['projections']['q']['weight_similarity'])
+        == 12
+    )
+
+
+def test_models_are_compared_with_the_first_or_with_another(noisy, checkpoint, tmp_path):
+    torch.save({'state_dict': noisy(seed=1, num_atoms=3).state_dict()}, tmp_path / 'b.pth')
+    inspect(checkpoint, tmp_path / 'b.pth', '--out', tmp_path / 'out', '--format', 'json')
+    (comparison,) = read(tmp_path / 'out/report.json')['comparisons']
+    assert (comparison['first'][-8:], comparison['second'][-5:]) == ('last.pth', 'b.pth')
+    inspect(
+        checkpoint, '--against', tmp_path / 'b.pth', '--out', tmp_path / 'c', '--format', 'json'
+    )
+    (comparison,) = read(tmp_path / 'c/report.json')['comparisons']
+    assert comparison['first'][-5:] == 'b.pth'
+    assert len(comparison['projections']['q']['matched_atom']) == 3
+
+
+def test_the_same_model_twice_has_two_names(checkpoint, tmp_path):
+    inspect(checkpoint, checkpoint, '--out', tmp_path / 'out', '--format', 'json')
+    document = read(tmp_path / 'out/report.json')
+    assert [name[-3:] for name in document['models']] == ['(1)', '(2)']
+    angles = document['comparisons'][0]['projections']['q']['subspace_angles']
+    assert angles == pytest.approx([0, 0], abs=1e-3)
+
+
+@pytest.fixture
+def photos(tmp_path):
+    rng = np.random.default_rng(0)
+    for name in 'abcde':
+        (tmp_path / 'photos' / name).mkdir(parents=True)
+        for index in range(2):
+            pixels = rng.integers(0, 255, (40, 40, 3), dtype=np.uint8)
+            Image.fromarray(pixels).save(tmp_path / 'photos' / name / f'{index}.png')
+    return tmp_path / 'photos'
+
+
+def test_images_show_attention_cka_and_what_atoms_do(folder, photos, tmp_path):
+    out = tmp_path / 'out'
+    options = ['--num-images', 8, '--num-ablated', 4, '--format', 'json,png']
+    assert inspect(folder, '--out', out, '--images', photos, *options) == 0
+    (model,) = read(out / 'report.json')['models'].values()
+    assert np.shape(model['images']['class_attention']) == (4, 4, 2, 4, 4)
+    assert np.shape(model['images']['attention_distance']) == (4, 2)
+    assert np.shape(model['images']['cka']) == (4, 4)
+    arrays = model['projections']['v']
+    assert np.shape(arrays['ablation_kl']) == (4, 2)
+    assert np.shape(arrays['ablation_accuracy_everywhere']) == (2,)  # the folders are the classes
+    assert min(map(min, arrays['ablation_kl'])) > 0
+    assert {'attention.png', 'activations.png', 'ablation.png'} <= {p.name for p in out.iterdir()}
+
+
+def test_images_without_classes_have_no_accuracy(folder, photos, tmp_path):
+    options = ['--num-images', 2, '--num-ablated', 2, '--format', 'json']
+    inspect(folder, '--out', tmp_path / 'out', '--images', photos / 'a', *options)
+    (model,) = read(tmp_path / 'out/report.json')['models'].values()
+    assert 'ablation_kl' in model['projections']['q']
+    assert 'ablation_accuracy' not in model['projections']['q']
+
+
+def test_the_history_of_a_run(noisy, tmp_path):
+    for epoch in range(3):
+        write_record(record_of(noisy(seed=epoch), epoch), tmp_path / 'run/atoms')
+    torch.save({'state_dict': noisy(seed=2).state_dict()}, tmp_path / 'run/epoch_2.pth')
+    (tmp_path / 'run/last_checkpoint').write_text('/moved/run/epoch_2.pth')
+    out = tmp_path / 'out'
+    assert inspect('--run', tmp_path / 'run', '--out', out, '--format', 'json,png,html') == 0
+    document = read(out / 'report.json')
+    assert document['history']['epochs'] == [0, 1, 2]
+    (model,) = document['models'].values()
+    last = document['history']['projections']['k']['coefficients'][2]
+    assert last == model['projections']['k']['coefficients']
+    with Image.open(out / 'history.gif') as animation:
+        assert animation.n_frames == 3
+    assert (out / 'history.png').is_file()
+
+
+@pytest.mark.parametrize(
+    ('source', 'error', 'message'),
+    [
+        ('vit_tiny_massa', ValueError, 'vit_tiny_massa'),
+        ('nowhere.pth', FileNotFoundError, 'does not exist'),
+        ('no/where', FileNotFoundError, 'does not exist'),
+        ('masa_vit::cls/a.py', ValueError, 'is a config, not a model'),
+        ('.', FileNotFoundError, 'neither last_checkpoint'),
+    ],
+)
+def test_wrong_source(tmp_path, monkeypatch, source, error, message):
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(error, match=message):
+        inspect(source, '--out', 'out')
+    assert not (tmp_path / 'out').exists()
+
+
+def test_images_need_a_model_that_the_checkpoint_does_not_name(checkpoint, photos, tmp_path):
+    with pytest.raises(ValueError, match=r'--images needs a model.*--config CONFIG'):
+        inspect(checkpoint, '--out', tmp_path / 'out', '--images', photos)
+
+
+def test_a_folder_without_images(folder, tmp_path):
+    (tmp_path / 'empty').mkdir()
+    with pytest.raises(FileNotFoundError, match='no image at'):
+        inspect(folder, '--out', tmp_path / 'out', '--images', tmp_path / 'empty')
+
+
+def test_nothing_to_inspect(tmp_path):
+    with pytest.raises(ValueError, match='nothing to inspect'):
+        inspect('--out', tmp_path)
+
+
+def test_a_report_is_not_overwritten_unless_asked_to(checkpoint, tmp_path):
+    argv = [checkpoint, '--out', tmp_path / 'out', '--format', 'csv']
+    inspect(*argv)
+    with pytest.raises(FileExistsError, match='--force'):
+        inspect(*argv)
+    assert inspect(*argv, '--force') == 0
+
+
+def test_an_output_that_cannot_be_written_is_told_before_the_work(checkpoint, tmp_path):
+    (tmp_path / 'file').touch()
+    with pytest.raises(NotADirectoryError, match='file'):
+        inspect(checkpoint, '--out', tmp_path / 'file/out')
+    if os.geteuid():  # root may write anywhere
+        (tmp_path / 'closed').mkdir(mode=0o500)
+        with pytest.raises(PermissionError, match='cannot write'):
+            inspect(checkpoint, '--out', tmp_path / 'closed')
+
+
+def test_an_unknown_format_is_refused_with_the_known_ones(capsys):
+    assert main(['inspect', 'vit_tiny_masa_s4', '--out', 'x', '--format', 'png,bmp']) == 2
+    assert "unknown format 'bmp': expected some of table,csv,json,png,pdf,svg,html" in (
+        capsys.readouterr().err
+    )
