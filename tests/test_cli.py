@@ -96,6 +96,7 @@ def test_tools_call_the_command():
         ('mmengine', ['train', 'x.py']),
         ('rich', ['inspect', 'vit_tiny_masa_s4', '--out', 'atoms']),
         ('matplotlib', ['inspect', 'vit_tiny_masa_s4', '--out', 'atoms']),
+        ('plotly', ['inspect', 'vit_tiny_masa_s4', '--out', 'atoms']),
         ('rich', ['benchmark', 'vit_tiny_masa_s4', '--pairs', '1000']),
     ],
 )
@@ -114,5 +115,6 @@ def test_missing_extra_is_named_at_once(tmp_path, package, arguments):
         f'{package}.py'
     ]
     assert result.returncode == 1
-    assert 'masa-vit[train]' in result.stderr
+    extra = 'inspect' if arguments[0] == 'inspect' else 'train'
+    assert f'masa-vit[{extra}]' in result.stderr
     assert 'Traceback' not in result.stderr

@@ -65,9 +65,16 @@ def test_predict(run, image, capsys, monkeypatch):
     assert 'digit.png' in out.read_text()
 
 
-def test_inspect_needs_no_config(run, capsys):
-    assert main(['inspect', str(run / 'epoch_1.pth'), '--out', str(run.parent / 'atoms')]) == 0
-    assert (run.parent / 'atoms' / 'coefficients.png').is_file()
+def test_inspect_finds_the_config_and_the_history_of_the_run(run, image):
+    out = run.parent / 'atoms'
+    argv = ['inspect', str(run / 'epoch_1.pth'), '--run', str(run), '--images', str(image)]
+    assert main([*argv, '--out', str(out)]) == 0
+    report = json.loads((out / 'report.json').read_text())
+    (model,) = report['models'].values()
+    assert model['num_heads'] == 3
+    assert 'class_attention' in model['images']  # prepared as in the validation of the run
+    assert report['history']['epochs'] == [0, 1]
+    assert {'report.html', 'history.gif', 'attention.png'} <= {path.name for path in out.iterdir()}
 
 
 def test_a_work_dir_in_use_is_refused_and_nothing_overwritten(run, capsys):
