@@ -1,0 +1,104 @@
+// What a reader does with the page, and what then can be seen; left as JSON in an element `results`.
+
+const results = {};
+const pause = (ms) => new Promise((resolve) => setTimeout(resolve, ms));
+
+/** The plotly figure of that name, scrolled to and drawn. */
+async function figure(id) {
+  const div = document.getElementById(id);
+  div.scrollIntoView();
+  for (let tries = 0; tries < 200 && (!div.data || stale.has(id)); tries += 1) await pause(20);
+  return div;
+}
+
+function choose(id, value) {
+  const select = document.getElementById(id);
+  select.value = value;
+  select.dispatchEvent(new Event('change', { bubbles: true }));
+}
+
+const cells = (id, index) => [...document.getElementById(id).tBodies[0].rows].map((row) => row.cells[index].textContent);
+const heading = (id, name) =>
+  [...document.getElementById(id).tHead.rows[0].cells].find((cell) => cell.textContent === name);
+const shownSections = () => [...document.querySelectorAll('main section')].filter((each) => !each.hidden).map((each) => each.id);
+const heatmaps = (div) => div.data.filter((trace) => trace.type === 'heatmap').map((trace) => trace.z);
+
+async function explore() {
+  results.drawnAtFirst = [...document.querySelectorAll('.js-plotly-plot')].map((each) => each.id);
+  results.sections = shownSections();
+  results.overflow = document.documentElement.scrollWidth - window.innerWidth;
+
+  results.sorted = {};
+  for (const name of ['cosine', 'cosine', 'projection']) {
+    const head = heading('table-summary', name);
+    head.querySelector('button').click();
+    const key = `${name} ${head.getAttribute('aria-sort')}`;
+    results.sorted[key] = cells('table-summary', head.cellIndex);
+  }
+  results.modelsByProjection = cells('table-summary', 0);
+
+  const panels = await figure('plot-coefficients');
+  results.coefficients = heatmaps(panels);
+  results.scale = [panels.layout.coloraxis.cmin, panels.layout.coloraxis.cmax];
+  Plotly.Fx.hover(panels, [{ curveNumber: 1, pointNumber: [2, 1] }], 'x2y2');
+  results.hover = panels.querySelector('.hoverlayer').textContent;
+  choose('quantity', 'canonical_coefficients');
+  results.canonical = heatmaps(await figure('plot-coefficients'));
+  panels.emit('plotly_click', { points: [{ x: 0, y: 2 }] });
+  results.clickedLayer = document.getElementById('layer').value;
+
+  choose('projection', 'k');
+  results.markedRows = document.querySelectorAll('#table-atoms tr[aria-selected]').length;
+  results.shares = cells('table-atoms', 4);
+  const spectra = await figure('plot-spectra');
+  const bold = spectra.data[spectra.data.length - 1];
+  results.spectrum = { name: bold.name, x: bold.x, y: bold.y };
+  choose('order', 'depth');
+  results.byDepth = heatmaps(await figure('plot-layers'));
+  choose('order', 'leaves');
+  const byTree = await figure('plot-layers');
+  results.byTree = { z: heatmaps(byTree)[0], leaves: byTree.data[0].x.map(Number) };
+  results.tree = byTree.data[byTree.data.length - 1].x;
+
+  choose('layer', '1');
+  choose('image', '1');
+  results.attention = heatmaps(await figure('plot-attention'));
+  choose('ablation-measure', 'ablation_accuracy');
+  results.ablation = heatmaps(await figure('plot-ablation'));
+  results.everywhere = (await figure('plot-ablation-everywhere')).data.map((bars) => bars.y);
+  results.matched = heatmaps(await figure('plot-matched'));
+
+  await figure('plot-history');
+  const slider = document.getElementById('epoch');
+  slider.value = 1;
+  slider.dispatchEvent(new Event('input'));
+  results.atEpoch = { shown: document.getElementById('epoch-shown').textContent, z: heatmaps(await figure('plot-history')) };
+  document.getElementById('play').click();
+  results.playing = document.getElementById('play').getAttribute('aria-pressed');
+  await pause(3000);
+  results.played = {
+    pressed: document.getElementById('play').getAttribute('aria-pressed'),
+    shown: document.getElementById('epoch-shown').textContent,
+    z: heatmaps(document.getElementById('plot-history')),
+  };
+
+  choose('model', 'dense');
+  results.sectionsOfDense = shownSections();
+  window.dispatchEvent(new Event('beforeprint'));
+  results.notPrinted = [...document.querySelectorAll('figure')]
+    .filter((each) => !each.closest('[hidden]') && !each.querySelector('svg')).length;
+  window.dispatchEvent(new Event('afterprint'));
+
+  let blob = null;
+  URL.createObjectURL = (given) => { blob = given; return '#'; };
+  HTMLAnchorElement.prototype.click = function click() { results.downloadName = this.download; };
+  document.getElementById('download').click();
+  results.download = JSON.parse(await blob.text());
+}
+
+explore().catch((error) => errors.push(String(error.stack))).then(() => {
+  results.errors = errors;
+  const pre = document.body.appendChild(document.createElement('pre'));
+  pre.id = 'results';
+  pre.textContent = JSON.stringify(results);
+});

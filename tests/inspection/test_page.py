@@ -1,0 +1,267 @@
+"""The HTML report: what is in the file, and what a browser makes of it."""
+
+from __future__ import annotations
+
+import html
+import json
+import math
+import re
+import shutil
+import subprocess
+import sys
+from html.parser import HTMLParser
+from pathlib import Path
+
+import pytest
+import torch
+from plotly.offline import get_plotlyjs
+from scipy.cluster.hierarchy import leaves_list
+
+from masa_vit.analysis import compare, summarize
+from masa_vit.analysis.weights import ProjectionWeights
+from masa_vit.inspection.page import write_page
+from masa_vit.inspection.report import Comparison, History, Report
+
+DEPTH, HEADS, WIDTH, EPOCHS = 4, 2, 12, [0, 5, 10]
+HOSTILE = '</script><b onclick="alert(1)">two</b><!--'
+CATCH = """<script>const errors = [];
+addEventListener('error', (event) => errors.push(event.message));
+addEventListener('securitypolicyviolation', (event) => errors.push(event.blockedURI));
+console.error = console.warn = (...text) => errors.push(text.join(' '));</script>"""
+
+
+def weights(num_atoms: int) -> ProjectionWeights:
+    names = 'qkvo'
+    return ProjectionWeights(
+        coef={name: torch.randn(DEPTH, num_atoms) for name in names},
+        atoms={name: torch.randn(num_atoms, WIDTH, WIDTH) for name in names},
+        dictionaries={name: name for name in names},
+        num_coefficients=len(names) * DEPTH * num_atoms,
+        num_heads=HEADS,
+    )
+
+
+def make_report(second: str) -> Report:
+    """Two models that share, one that does not, images, a comparison, a run."""
+    torch.manual_seed(0)
+    one, two = weights(2), weights(3)
+    dense = ProjectionWeights(
+        dense={name: [*torch.randn(DEPTH, WIDTH, WIDTH)] for name in 'qkvo'}, num_heads=HEADS
+    )
+    report = Report({'one': summarize(one), second: summarize(two), 'dense': summarize(dense)})
+    report.comparisons = [Comparison('one', second, compare(one, two))]
+    report.notes = {second: second}
+    report.models['one'].images = {
+        'class_attention': torch.rand(2, DEPTH, HEADS, 3, 4),
+        'attention_distance': torch.rand(DEPTH, HEADS),
+        'cka': torch.rand(DEPTH, DEPTH),
+    }
+    for arrays in report.models['one'].projections.values():
+        for kind in ('kl', 'logits', 'accuracy'):
+            arrays[f'ablation_{kind}'] = torch.randn(DEPTH, 2)
+            arrays[f'ablation_{kind}_everywhere'] = torch.randn(2)
+    recorded = {
+        'coefficients': torch.randn(3, DEPTH, 2),
+        'effective_atoms': torch.rand(3, DEPTH),
+        'use': torch.rand(3, 2),
+    }
+    report.history = History(EPOCHS, dict.fromkeys('qkvo', recorded))
+    return report
+
+
+@pytest.fixture(scope='module')
+def report() -> Report:
+    return make_report(HOSTILE)
+
+
+@pytest.fixture(scope='module')
+def expected(report) -> dict:
+    return json.loads(json.dumps(report.to_dict()))
+
+
+@pytest.fixture(scope='module')
+def page(report, tmp_path_factory) -> str:
+    path = tmp_path_factory.mktemp('page') / 'report.html'
+    write_page(report, path, f'Atoms {HOSTILE}')
+    return path.read_text(encoding='utf-8')
+
+
+class Elements(HTMLParser):
+    """Tags with their attributes, and the text of the report."""
+
+    def __init__(self, text: str) -> None:
+        super().__init__()
+        self.tags: list[tuple[str, dict]] = []
+        self.report = ''
+        self.feed(text)
+
+    def handle_starttag(self, tag: str, attrs: list) -> None:
+        self.tags.append((tag, dict(attrs)))
+
+    def handle_data(self, data: str) -> None:
+        if self.tags and self.tags[-1][1].get('id') == 'report':
+            self.report += data
+
+
+def test_page_holds_every_number_of_the_report(page, expected):
+    assert json.loads(Elements(page.replace(get_plotlyjs(), '')).report) == expected
+
+
+def test_nothing_is_loaded(page):
+    own = page.replace(get_plotlyjs(), '')
+    assert len(own) < len(page) / 2
+    for word in ('http:', 'https:', '@import', 'url(', 'fetch(', 'XMLHttpRequest', 'import('):
+        assert word not in own, word
+    tags = Elements(own).tags
+    assert not [tag for tag, attrs in tags if {'src', 'href'} & set(attrs) or tag == 'link']
+    (policy,) = [attrs['content'] for _, attrs in tags if 'http-equiv' in attrs]
+    assert policy.startswith("default-src 'none';")
+    assert 'http' not in policy
+    assert 'connect-src' not in policy
+
+
+def test_names_are_text_and_nothing_else(page, tmp_path):
+    write_page(make_report('two'), tmp_path / 'tame.html', 'Atoms')
+    tame = (tmp_path / 'tame.html').read_text(encoding='utf-8')
+    plotly = get_plotlyjs()
+    assert Elements(page.replace(plotly, '')).tags == Elements(tame.replace(plotly, '')).tags
+
+
+def test_missing_plotly_names_the_extra(monkeypatch, report, tmp_path):
+    monkeypatch.setitem(sys.modules, 'plotly.offline', None)
+    with pytest.raises(ImportError, match=r'masa-vit\[inspect\]'):
+        write_page(report, tmp_path / 'report.html', 'Atoms')
+
+
+def test_numbers_that_json_has_not_are_refused(tmp_path):
+    report = make_report('two')
+    report.models['one'].images['cka'][0, 0] = math.nan
+    with pytest.raises(ValueError, match='not JSON compliant'):
+        write_page(report, tmp_path / 'report.html', 'Atoms')
+
+
+@pytest.fixture(scope='module')
+def seen(page, tmp_path_factory) -> dict:
+    """What `interactions.js` found on the page, in a browser 700 pixels wide."""
+    names = ('chromium', 'chromium-browser', 'google-chrome')
+    browser = next(filter(None, map(shutil.which, names)), None)
+    if browser is None:
+        pytest.skip('needs chromium')
+    folder = tmp_path_factory.mktemp('browser')
+    script = (Path(__file__).parent / 'interactions.js').read_text(encoding='utf-8')
+    page = page.replace('<title>', f'{CATCH}<title>', 1)
+    page = page.replace('</body>', f'<script>{script}</script></body>')
+    (folder / 'page.html').write_text(page, encoding='utf-8')
+    flags = (
+        'headless no-sandbox disable-gpu disable-quic no-first-run disable-background-networking '
+        'disable-component-update disable-sync virtual-time-budget=60000 window-size=700,900 dump-dom'
+    )
+    command = [browser, *(f'--{flag}' for flag in flags.split())]
+    command += [f'--user-data-dir={folder / "profile"}', (folder / 'page.html').as_uri()]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=120)
+    found = re.search(r'<pre id="results">(.*?)</pre>', done.stdout, re.DOTALL)
+    assert found, f'the page did not finish:\n{done.stderr[-2000:]}'
+    return json.loads(html.unescape(found[1]))
+
+
+def of_all(expected: dict, quantity: str) -> list:
+    return [of[quantity] for of in expected['models']['one']['projections'].values()]
+
+
+def number(text: str) -> float:
+    return float(text.replace('\N{MINUS SIGN}', '-'))
+
+
+def test_page_opens_without_errors_and_fits(seen):
+    assert seen['errors'] == []
+    assert seen['overflow'] <= 0
+
+
+def test_sections_are_those_with_data(seen):
+    everything = (
+        'summary numbers coefficients layers effective spectra heads atoms attention activations '
+        'ablation comparison history'
+    )
+    assert seen['sections'] == everything.split()
+    of_atoms = {'coefficients', 'atoms', 'attention', 'activations', 'ablation'}
+    assert seen['sectionsOfDense'] == [name for name in everything.split() if name not in of_atoms]
+
+
+def test_figures_are_drawn_when_they_are_looked_at(seen):
+    assert 'plot-history' not in seen['drawnAtFirst']
+
+
+def test_all_figures_are_drawn_for_print(seen):
+    assert seen['notPrinted'] == 0
+
+
+def test_tables_sort_by_number_in_both_directions(seen):
+    up = [number(text) for text in seen['sorted']['cosine ascending']]
+    down = [number(text) for text in seen['sorted']['cosine descending']]
+    assert len(up) == 12
+    assert min(up) < 0 < max(up)  # an order of texts would differ
+    assert up == sorted(up)
+    assert down == sorted(up, reverse=True)
+
+
+def test_sorting_again_keeps_the_order_of_equals(seen):
+    assert seen['sorted']['projection ascending'] == [*'KKKOOOQQQVVV']
+    assert seen['modelsByProjection'] == ['one', HOSTILE, 'dense'] * 4
+
+
+def test_heatmaps_show_the_numbers_of_the_report_on_one_scale(seen, expected):
+    assert seen['coefficients'] == of_all(expected, 'coefficients')
+    assert seen['canonical'] == of_all(expected, 'canonical_coefficients')
+    limit = torch.tensor(of_all(expected, 'coefficients'), dtype=torch.float64).abs().max().item()
+    assert seen['scale'] == [-limit, limit]
+    assert seen['ablation'] == of_all(expected, 'ablation_accuracy')
+    assert seen['everywhere'] == of_all(expected, 'ablation_accuracy_everywhere')
+
+
+def test_hover_says_layer_atom_and_value(seen, expected):
+    value = of_all(expected, 'coefficients')[1][2][1]
+    shown = re.fullmatch(r'layer 2, atom 1(.+)', seen['hover'])
+    assert shown, seen['hover']
+    assert number(shown[1]) == float(f'{value:.4g}')
+
+
+def test_projection_and_layer_are_selected_by_list_and_by_click(seen, expected):
+    assert seen['clickedLayer'] == '2'
+    k = expected['models']['one']['projections']['k']
+    assert seen['markedRows'] == 2  # atoms
+    shares = [value for row in k['shares'] for value in row]
+    assert [number(text) for text in seen['shares']] == pytest.approx(shares, rel=5e-4)
+    indices = expected['models']['one']['indices']['k']
+    assert seen['spectrum'] == {'name': 'layer 2', 'x': indices, 'y': k['singular_values'][2]}
+    attention = expected['models']['one']['images']['class_attention']
+    assert seen['attention'] == attention[1][1]
+
+
+def test_layers_stand_by_depth_or_as_their_tree(seen, expected):
+    k = expected['models']['one']['projections']['k']
+    cosines, linkage = k['weight_similarity'], k['linkage']
+    assert seen['byDepth'] == [cosines, k['coefficient_similarity']]
+    leaves = leaves_list(linkage).tolist()
+    assert seen['byTree']['leaves'] == leaves
+    assert seen['byTree']['z'] == [[cosines[i][j] for j in leaves] for i in leaves]
+    joints = [line for index, line in enumerate(seen['tree']) if index % 5 == 1]
+    assert joints == [row[2] for row in linkage]
+
+
+def test_models_are_compared_atom_by_matched_atom(seen, expected):
+    first = expected['models']['one']['projections']['k']['contributions']
+    second = expected['comparisons'][0]['projections']['k']['matched_contributions']
+    assert seen['matched'] == [first, second]
+
+
+def test_slider_and_button_move_through_the_epochs(seen, expected):
+    recorded = [of['coefficients'] for of in expected['history']['projections'].values()]
+    assert seen['atEpoch'] == {'shown': '5', 'z': [values[1] for values in recorded]}
+    assert seen['playing'] == 'true'
+    last = [values[2] for values in recorded]
+    assert seen['played'] == {'pressed': 'false', 'shown': '10', 'z': last}
+
+
+def test_numbers_are_downloaded_from_the_page(seen, expected):
+    assert seen['download'] == expected
+    assert seen['downloadName'].endswith('.json')
