@@ -23,6 +23,14 @@ const heading = (id, name) =>
 const shownSections = () => [...document.querySelectorAll('main section')].filter((each) => !each.hidden).map((each) => each.id);
 const heatmaps = (div) => div.data.filter((trace) => trace.type === 'heatmap').map((trace) => trace.z);
 
+/** Let the mouse do something to an element, at a place of `of` in parts of its width and height. */
+async function mouse(what, element, x, y, of = element) {
+  const box = of.getBoundingClientRect();
+  const place = { clientX: box.left + box.width * x, clientY: box.top + box.height * y };
+  element.dispatchEvent(new MouseEvent(what, { ...place, bubbles: true, view: window }));
+  await pause(100);
+}
+
 async function explore() {
   results.drawnAtFirst = [...document.querySelectorAll('.js-plotly-plot')].map((each) => each.id);
   results.sections = shownSections();
@@ -40,12 +48,14 @@ async function explore() {
   const panels = await figure('plot-coefficients');
   results.coefficients = heatmaps(panels);
   results.scale = [panels.layout.coloraxis.cmin, panels.layout.coloraxis.cmax];
-  Plotly.Fx.hover(panels, [{ curveNumber: 1, pointNumber: [2, 1] }], 'x2y2');
+  const area = panels.querySelector('.x2y2 .nsewdrag');
+  await mouse('mousemove', area, 0.75, 0.625); // second panel: row 2 of 4, column 1 of 2
   results.hover = panels.querySelector('.hoverlayer').textContent;
+  await mouse('mousedown', area, 0.75, 0.625);
+  await mouse('mouseup', document.querySelector('.dragcover') ?? area, 0.75, 0.625, area);
+  results.clickedLayer = document.getElementById('layer').value;
   choose('quantity', 'canonical_coefficients');
   results.canonical = heatmaps(await figure('plot-coefficients'));
-  panels.emit('plotly_click', { points: [{ x: 0, y: 2 }] });
-  results.clickedLayer = document.getElementById('layer').value;
 
   choose('projection', 'k');
   results.markedRows = document.querySelectorAll('#table-atoms tr[aria-selected]').length;
