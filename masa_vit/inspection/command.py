@@ -109,7 +109,8 @@ def _inspect(args: argparse.Namespace, texts: Sequence[str], load_run: LoadRun |
                 'its composed weights is told.'
             )
         if args.images:
-            look(source, summary, args.images, args.num_images, args.num_ablated, args.batch_size)
+            options = (args.images, args.num_images, args.num_ablated, args.batch_size)
+            report.pictures[source.name] = look(source, summary, *options)
     first = sources[0]
     report.comparisons = [
         Comparison(first.name, other.name, compare(first.weights, other.weights))

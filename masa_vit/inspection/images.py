@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import base64
+import io
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -62,7 +64,7 @@ def look(
     num_images: int,
     num_ablated: int,
     batch_size: int,
-) -> None:
+) -> list[str]:
     """Add to a summary what a model does with images.
 
     Args:
@@ -72,6 +74,9 @@ def look(
         num_images: For attention distance and CKA.
         num_ablated: How many of them for the ablation of atoms, 0 for none.
         batch_size: Of a pass.
+
+    Returns:
+        The images whose attention is in the summary, as the model gets them: `data:` URLs.
 
     Raises:
         FileNotFoundError: If there are no images.
@@ -99,6 +104,19 @@ def look(
         summary.images['cka'] = layer_cka(model, batches)
     if num_ablated and source.weights.shares and model.num_classes:
         _ablate(model, summary, batches, sample, num_ablated)
+    return [_data_url(image) for image in shown]
+
+
+def _data_url(image: torch.Tensor) -> str:
+    """An image (C, H, W) of any range as a PNG."""
+    from torchvision.transforms.functional import to_pil_image
+
+    low, high = image.amin(), image.amax()
+    picture = to_pil_image((image - low) / (high - low).clamp(min=1e-6))
+    picture.thumbnail((224, 224))
+    file = io.BytesIO()
+    picture.save(file, 'PNG')
+    return 'data:image/png;base64,' + base64.b64encode(file.getvalue()).decode()
 
 
 def _ablate(

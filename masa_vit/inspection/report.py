@@ -53,6 +53,8 @@ class Report:
     """Name -> quantities."""
     comparisons: list[Comparison] = field(default_factory=list)
     history: History | None = None
+    pictures: dict[str, list[str]] = field(default_factory=dict)
+    """Name of a model -> the images whose attention is shown, as `data:` URLs."""
     notes: dict[str, str] = field(default_factory=dict)
     """Name of a model -> what its reader has to know."""
 
@@ -87,6 +89,7 @@ class Report:
                 'epochs': list(self.history.epochs),
                 'projections': _lists(self.history.projections),
             },
+            'pictures': self.pictures,
             'notes': self.notes,
         }
 

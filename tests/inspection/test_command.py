@@ -1,7 +1,9 @@
 """`masa-vit inspect` as users call it."""
 
 import argparse
+import base64
 import csv
+import io
 import json
 import os
 
@@ -124,6 +126,9 @@ def test_images_show_attention_cka_and_what_atoms_do(folder, photos, tmp_path):
     assert np.shape(model['images']['class_attention']) == (4, 4, 2, 4, 4)
     assert np.shape(model['images']['attention_distance']) == (4, 2)
     assert np.shape(model['images']['cka']) == (4, 4)
+    (pictures,) = read(out / 'report.json')['pictures'].values()
+    with Image.open(io.BytesIO(base64.b64decode(pictures[0].partition(',')[2]))) as picture:
+        assert picture.size == (32, 32)
     arrays = model['projections']['v']
     assert np.shape(arrays['ablation_kl']) == (4, 2)
     assert np.shape(arrays['ablation_accuracy_everywhere']) == (2,)  # the folders are the classes

@@ -94,10 +94,17 @@ function refresh() {
   }
   document.querySelectorAll('.selected').forEach((each) => { each.textContent = `projection ${label(state.projection)}`; });
   document.querySelectorAll('.selected-layer').forEach((each) => { each.textContent = state.layer; });
+  showPicture();
   fillQuantities();
   fillTables();
   fillContents();
   inView.forEach(draw);
+}
+
+function showPicture() {
+  const source = report.pictures[state.model]?.[state.image];
+  byId('picture').hidden = !source;
+  if (source) byId('picture').src = source;
 }
 
 function fillQuantities() {
