@@ -69,7 +69,7 @@ function ablationEverywhere(width) {
     layout[axisName('x', index)] = { domain: x, anchor: axisId('y', index), title: { text: 'atom', standoff: 6 }, ...whole(values.length, 8) };
     layout[axisName('y', index)] = {
       domain: y, anchor: axisId('x', index), gridcolor: '#eceff2', zerolinecolor: '#98a3ad', showticklabels: first,
-      title: { text: first ? MEASURES[state.measure].replace(', ', ',<br>').replace('change of ', 'change of<br>') : '', standoff: 6 },
+      title: { text: first ? MEASURES[state.measure] : '', standoff: 6 },
       ...(index ? { matches: 'y' } : { rangemode: 'tozero' }),
     };
     layout.annotations.push(panelTitle(index, `${label(name)}, everywhere`, names.length > 1 && name === state.projection));

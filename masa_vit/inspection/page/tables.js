@@ -14,6 +14,8 @@ function fillTable(table, columns, rows) {
   }
   table.columns_ = columns;
   writeRows(table);
+  const row = table.querySelector('[aria-selected]');
+  if (row) table.parentElement.scrollTop = row.offsetTop - 2 * row.offsetHeight;
 }
 
 function headRow(table, columns) {
