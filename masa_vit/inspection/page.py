@@ -10,7 +10,15 @@ from string import Template
 from masa_vit.inspection.report import Report
 
 _ASSETS = Path(__file__).parent / 'page'
-_SCRIPTS = ('data.js', 'tables.js', 'drawing.js', 'figures.js', 'figures_of_data.js', 'page.js')
+_SCRIPTS = (
+    'data.js',
+    'tables.js',
+    'drawing.js',
+    'figures.js',
+    'figures_of_data.js',
+    'figure_list.js',
+    'page.js',
+)
 
 
 def write_page(report: Report, path: Path, title: str) -> None:

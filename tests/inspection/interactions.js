@@ -1,4 +1,4 @@
-// What a reader does with the page, and what then can be seen; left as JSON in an element `results`.
+// What a reader does with the page, and what is then seen: JSON in an element `results`.
 
 const results = {};
 const pause = (ms) => new Promise((resolve) => setTimeout(resolve, ms));
@@ -17,13 +17,16 @@ function choose(id, value) {
   select.dispatchEvent(new Event('change', { bubbles: true }));
 }
 
-const cells = (id, index) => [...document.getElementById(id).tBodies[0].rows].map((row) => row.cells[index].textContent);
+const cells = (id, index) =>
+  Array.from(document.getElementById(id).tBodies[0].rows, (row) => row.cells[index].textContent);
 const heading = (id, name) =>
   [...document.getElementById(id).tHead.rows[0].cells].find((cell) => cell.textContent === name);
-const shownSections = () => [...document.querySelectorAll('main section')].filter((each) => !each.hidden).map((each) => each.id);
-const heatmaps = (div) => div.data.filter((trace) => trace.type === 'heatmap').map((trace) => trace.z);
+const shownSections = () =>
+  Array.from(document.querySelectorAll('main section:not([hidden])'), (each) => each.id);
+const heatmaps = (div) =>
+  div.data.filter((trace) => trace.type === 'heatmap').map((trace) => trace.z);
 
-/** Let the mouse do something to an element, at a place of `of` in parts of its width and height. */
+/** Let the mouse do something to an element, at parts of the width and height of `of`. */
 async function mouse(what, element, x, y, of = element) {
   const box = of.getBoundingClientRect();
   const place = { clientX: box.left + box.width * x, clientY: box.top + box.height * y };
@@ -82,7 +85,10 @@ async function explore() {
   const slider = document.getElementById('epoch');
   slider.value = 1;
   slider.dispatchEvent(new Event('input'));
-  results.atEpoch = { shown: document.getElementById('epoch-shown').textContent, z: heatmaps(await figure('plot-history')) };
+  results.atEpoch = {
+    shown: document.getElementById('epoch-shown').textContent,
+    z: heatmaps(await figure('plot-history')),
+  };
   document.getElementById('play').click();
   results.playing = document.getElementById('play').getAttribute('aria-pressed');
   await pause(3000);

@@ -51,7 +51,8 @@ const column = (matrix, index) => matrix.map((row) => row[index]);
 
 /** Largest of numbers in arrays of any depth, without their signs. */
 function largest(values) {
-  return Array.isArray(values) ? values.reduce((top, each) => Math.max(top, largest(each)), 0) : Math.abs(values);
+  if (!Array.isArray(values)) return Math.abs(values);
+  return values.reduce((top, each) => Math.max(top, largest(each)), 0);
 }
 
 function smallest(values) {
@@ -76,7 +77,7 @@ function digits(value) {
   return text.replace('-', '−');
 }
 
-/** Order of the leaves of a linkage of scipy, and the lines of its tree: [distance, place] pairs. */
+/** Of a linkage of scipy: the order of its leaves, and the lines of its tree. */
 function tree(linkage, depth) {
   const members = range(depth).map((layer) => [layer]);
   for (const [left, right] of linkage) members.push([...members[left], ...members[right]]);

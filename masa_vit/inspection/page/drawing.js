@@ -2,7 +2,8 @@
 
 // Brewer's PuOr: diverging, and safe for colour-blind readers; Okabe and Ito's palette for lines.
 const PUOR = [
-  '#7f3b08', '#b35806', '#e08214', '#fdb863', '#fee0b6', '#f7f7f7', '#d8daeb', '#b2abd2', '#8073ac', '#542788', '#2d004b',
+  '#7f3b08', '#b35806', '#e08214', '#fdb863', '#fee0b6', '#f7f7f7', '#d8daeb', '#b2abd2', '#8073ac',
+  '#542788', '#2d004b',
 ].map((colour, index) => [index / 10, colour]);
 const COLOURS = ['#0072B2', '#E69F00', '#009E73', '#CC79A7', '#56B4E9', '#D55E00', '#000000'];
 const SYMBOLS = ['circle', 'square', 'diamond', 'triangle-up', 'cross', 'x', 'star'];
@@ -18,7 +19,9 @@ const axisName = (kind, index) => `${kind}axis${index ? index + 1 : ''}`;
 const axisId = (kind, index) => `${kind}${index ? index + 1 : ''}`;
 
 /** Ticks at whole numbers, few enough to read. */
-const whole = (count, most = 12) => ({ tick0: 0, dtick: Math.max(1, Math.ceil(count / most)), zeroline: false });
+const whole = (count, most = 12) => ({
+  tick0: 0, dtick: Math.max(1, Math.ceil(count / most)), zeroline: false,
+});
 
 const layerAxis = (count) => ({ title: 'layer', range: [-0.5, count - 0.5], ...whole(count) });
 
@@ -75,7 +78,10 @@ function rule({ x, y, index = 0, dash = 'dot', color = '#8a949d' }) {
   const line = { color, width: 1.5, dash };
   const across = x === undefined
     ? { xref: `${axisId('x', index)} domain`, yref: axisId('y', index), x0: 0, x1: 1, y0: y, y1: y }
-    : { xref: axisId('x', index), yref: `${axisId('y', index)} domain`, x0: x, x1: x, y0: 0, y1: 1 };
+    : {
+      xref: axisId('x', index), yref: `${axisId('y', index)} domain`,
+      x0: x, x1: x, y0: 0, y1: 1,
+    };
   return { type: 'line', layer: 'below', line, ...across };
 }
 
@@ -85,29 +91,34 @@ function colourAxis(values, { signed, title, low = 0, top }) {
   return {
     colorscale: signed ? PUOR : 'Cividis',
     cmin: signed ? -limit : low, cmax: limit,
-    colorbar: { title: { text: title, side: 'right' }, thickness: 14, len: 1, outlinewidth: 0, x: 1.015, xpad: 0 },
+    colorbar: {
+      title: { text: title, side: 'right' }, thickness: 14, len: 1, outlinewidth: 0, x: 1.015,
+      xpad: 0,
+    },
   };
 }
 
 function heatmap(index, z, hover, rest = {}) {
   return {
-    type: 'heatmap', z, coloraxis: 'coloraxis', xaxis: axisId('x', index), yaxis: axisId('y', index),
+    type: 'heatmap', z, coloraxis: 'coloraxis', xaxis: axisId('x', index),
+    yaxis: axisId('y', index),
     xgap: 1, ygap: 1, hovertemplate: `${hover}<extra></extra>`, ...rest,
   };
 }
 
-/** The numbers in the cells of panel `index`, where these are few and large; `names` are those of places. */
+/** The numbers in the cells of a panel, if they fit; places may have `names` on its axes. */
 function cellTexts(index, z, { cmin, cmax }, signed, panelWidth, panelHeight, names) {
   const crowded = panelWidth / z[0].length < 46 || panelHeight / z.length < 19;
   if (crowded || z.length * z[0].length > 150) return [];
   const place = (value) => (value - cmin) / (cmax - cmin);
-  const onDark = (value) => (signed ? place(value) < 0.16 || place(value) > 0.78 : place(value) < 0.5);
+  const dark = signed ? (at) => at < 0.16 || at > 0.78 : (at) => at < 0.5;
   const cells = z.flatMap((row, y) => row.map((value, x) => ({ x, y, value })));
   return [{
-    type: 'scatter', mode: 'text', hoverinfo: 'skip', xaxis: axisId('x', index), yaxis: axisId('y', index),
+    type: 'scatter', mode: 'text', hoverinfo: 'skip', xaxis: axisId('x', index),
+    yaxis: axisId('y', index),
     x: cells.map(({ x }) => names?.[x] ?? x), y: cells.map(({ y }) => names?.[y] ?? y),
     text: cells.map(({ value }) => value.toFixed(2).replace(/^-(?=0.00$)/, '').replace('-', '−')),
-    textfont: { size: 13, color: cells.map(({ value }) => (onDark(value) ? '#fff' : '#000')) },
+    textfont: { size: 13, color: cells.map(({ value }) => (dark(place(value)) ? '#fff' : '#000')) },
   }];
 }
 
@@ -128,11 +139,13 @@ function heatmapPanels(panels, { width, xTitle, yTitle = 'layer', mark, hover, .
     const { z, title, bold, ticks } = panel;
     const { x, y, first } = place.places[index];
     layout[axisName('x', index)] = {
-      domain: x, anchor: axisId('y', index), title: { text: xTitle, standoff: 6 }, showgrid: false, range: [-0.5, z[0].length - 0.5],
+      domain: x, anchor: axisId('y', index), title: { text: xTitle, standoff: 6 }, showgrid: false,
+      range: [-0.5, z[0].length - 0.5],
       ...whole(z[0].length, 8), ...ticks,
     };
     layout[axisName('y', index)] = {
-      domain: y, anchor: axisId('x', index), range: [z.length - 0.5, -0.5], showgrid: false, ...whole(z.length),
+      domain: y, anchor: axisId('x', index), range: [z.length - 0.5, -0.5], showgrid: false,
+      ...whole(z.length),
       title: { text: first ? yTitle : '', standoff: 6 },
     };
     layout.annotations.push(panelTitle(index, title, bold));
@@ -149,8 +162,12 @@ function heatmapPanels(panels, { width, xTitle, yTitle = 'layer', mark, hover, .
 /** A chart with a title, its legend under that, and lines or points of `data`. */
 function chart(data, { width, title, x, y, shapes = [], legend = true, height = 380 }) {
   const beside = data.filter(({ showlegend }) => showlegend !== false).length > 5;
-  const layout = baseLayout(width, height, { l: 70, r: 16, t: legend && !beside ? 76 : 44, b: 54 }, {
-    title: { text: `<b>${title}</b>`, font: { size: 16 }, x: 0, xref: 'paper', xanchor: 'left', y: 1, yref: 'container', yanchor: 'top', pad: { t: 12 } },
+  const margin = { l: 70, r: 16, t: legend && !beside ? 76 : 44, b: 54 };
+  const layout = baseLayout(width, height, margin, {
+    title: {
+      text: `<b>${title}</b>`, font: { size: 16 }, x: 0, xref: 'paper', xanchor: 'left', y: 1,
+      yref: 'container', yanchor: 'top', pad: { t: 12 },
+    },
     showlegend: legend,
     legend: beside
       ? { x: 1.02, xanchor: 'left', y: 1, yanchor: 'top' }
@@ -174,10 +191,15 @@ function curve(index, name, x, y, hover, rest = {}) {
 }
 
 const faintCurve = (x, y, hover) =>
-  curve(0, '', x, y, hover, { mode: 'lines', line: { color: FAINT, width: 1.2 }, showlegend: false });
+  curve(
+    0, '', x, y, hover, { mode: 'lines', line: { color: FAINT, width: 1.2 }, showlegend: false },
+  );
 
 const boldCurve = (name, x, y, hover) =>
   curve(0, name, x, y, hover, { mode: 'lines', line: { color: COLOURS[0], width: 4 } });
 
 const control = (name, x, y) =>
-  curve(0, name, x, y, 'Gaussian, %{x}: %{y:.4g}', { mode: 'lines', line: { color: '#000', width: 2, dash: 'dash' } });
+  curve(
+    0, name, x, y, 'Gaussian, %{x}: %{y:.4g}',
+    { mode: 'lines', line: { color: '#000', width: 2, dash: 'dash' } },
+  );

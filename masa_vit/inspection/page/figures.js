@@ -1,10 +1,14 @@
 // Figures of one model from its weights. `build(width)` gives data and layout for plotly.
 
 const markedPanels = (names, value) =>
-  names.map((name) => ({ title: label(name), z: value(name), bold: names.length > 1 && name === state.projection }));
+  names.map((name) => ({
+    title: label(name), z: value(name), bold: names.length > 1 && name === state.projection,
+  }));
 
 const words = (name) => name.replaceAll('_', ' ');
-const SIGNED = ['coefficients', 'shares', 'canonical_coefficients', 'ablation_accuracy', 'similarity'];
+const SIGNED = [
+  'coefficients', 'shares', 'canonical_coefficients', 'ablation_accuracy', 'similarity',
+];
 
 function coefficientPanels(width) {
   const names = projectionsWith(state.quantity);
@@ -42,11 +46,14 @@ function layerSimilarities(width) {
     const start = (left + gap + (beside ? index * (side + 56) : 0)) / inner;
     const top = beside ? 0 : index * (side + 84);
     layout[axisName('x', index)] = {
-      type: 'category', domain: [start, Math.min(1, start + side / inner)], anchor: axisId('y', index), showgrid: false,
-      title: { text: 'layer', standoff: 6 }, tickangle: depth > 16 ? -90 : 0, tickfont: { size: depth > 16 ? 11 : 14 }, dtick: depth > 24 ? 2 : 1,
+      type: 'category', domain: [start, Math.min(1, start + side / inner)],
+      anchor: axisId('y', index), showgrid: false,
+      title: { text: 'layer', standoff: 6 }, tickangle: depth > 16 ? -90 : 0,
+      tickfont: { size: depth > 16 ? 11 : 14 }, dtick: depth > 24 ? 2 : 1,
     };
     layout[axisName('y', index)] = {
-      type: 'category', domain: [Math.max(0, 1 - (top + side) / high), 1 - top / high], anchor: axisId('x', index), showgrid: false,
+      type: 'category', domain: [Math.max(0, 1 - (top + side) / high), 1 - top / high],
+      anchor: axisId('x', index), showgrid: false,
       autorange: 'reversed', tickfont: { size: depth > 16 ? 11 : 14 }, dtick: depth > 24 ? 2 : 1,
     };
     layout.annotations.push(panelTitle(index, title));
@@ -54,17 +61,23 @@ function layerSimilarities(width) {
     const z = order.map((layer) => order.map((other) => matrix[layer][other]));
     return heatmap(index, z, 'layers %{y} and %{x}<br><b>%{z:.4g}</b>', { x: names, y: names });
   });
-  data.push(...data.flatMap(({ z }, index) => cellTexts(index, z, layout.coloraxis, true, side, side, names)));
+  const texts = data.flatMap(({ z }, index) =>
+    cellTexts(index, z, layout.coloraxis, true, side, side, names));
+  data.push(...texts);
   if (!byTree) {
     layout.yaxis.title = { text: 'layer', standoff: 6 };
     return { data, layout };
   }
   const [x, y] = [axisName('x', squares.length), axisName('y', squares.length)];
   layout[x] = {
-    domain: [0, left / inner], anchor: axisId('y', squares.length), autorange: 'reversed', rangemode: 'tozero', nticks: 4,
+    domain: [0, left / inner], anchor: axisId('y', squares.length), autorange: 'reversed',
+    rangemode: 'tozero', nticks: 4,
     title: { text: '1 − cosine', standoff: 6 }, zeroline: false, gridcolor: '#eceff2',
   };
-  layout[y] = { domain: layout.yaxis.domain, anchor: axisId('x', squares.length), range: [depth - 0.5, -0.5], visible: false };
+  layout[y] = {
+    domain: layout.yaxis.domain, anchor: axisId('x', squares.length), range: [depth - 0.5, -0.5],
+    visible: false,
+  };
   return { data: [...data, treeLines(lines, squares.length)], layout };
 }
 
@@ -98,7 +111,10 @@ function effectiveAtoms(width) {
 function effectiveRanks(width) {
   const names = projectionsWith('effective_rank');
   const data = names.map((name, index) =>
-    curve(index, label(name), range(model().depth), arrays(name).effective_rank, `${label(name)}, layer %{x}: <b>%{y:.4g}</b>`));
+    curve(
+      index, label(name), range(model().depth), arrays(name).effective_rank,
+      `${label(name)}, layer %{x}: <b>%{y:.4g}</b>`,
+    ));
   for (const value of new Set(names.map((name) => arrays(name).gaussian_effective_rank))) {
     const layers = range(model().depth);
     data.push(control('Gaussian', layers, layers.map(() => value)));
@@ -111,7 +127,10 @@ function effectiveRanks(width) {
 
 const spectrumAxes = () => ({
   x: { title: 'index of the singular value (0: largest)', rangemode: 'tozero' },
-  y: { title: 'singular value / norm', type: state.scale, ...(state.scale === 'log' ? { exponentformat: 'power', dtick: 1 } : { rangemode: 'tozero' }) },
+  y: {
+    title: 'singular value / norm', type: state.scale,
+    ...(state.scale === 'log' ? { exponentformat: 'power', dtick: 1 } : { rangemode: 'tozero' }),
+  },
 });
 
 function weightSpectra(width) {
@@ -129,7 +148,10 @@ function atomSpectra(width) {
   const index = model().indices[state.projection];
   const values = dictionary().atom_singular_values;
   const data = values.map((of, atom) =>
-    curve(atom, `atom ${atom}`, index, of, `atom ${atom}, value %{x}: <b>%{y:.4g}</b>`, { mode: 'lines' }));
+    curve(
+      atom, `atom ${atom}`, index, of, `atom ${atom}, value %{x}: <b>%{y:.4g}</b>`,
+      { mode: 'lines' },
+    ));
   data.push(control('Gaussian', index, arrays().gaussian_singular_values));
   return chart(data, { width, title: 'Atoms', ...spectrumAxes(), legend: values.length <= 12 });
 }
@@ -138,7 +160,8 @@ function headNorms(width) {
   const names = projectionsWith('head_norms');
   const norms = names.map((name) => arrays(name).head_norms);
   return heatmapPanels(markedPanels(names, (name) => arrays(name).head_norms), {
-    width, xTitle: 'head', mark: state.layer, title: 'Frobenius norm', low: smallest(norms), hover: 'layer %{y}, head %{x}<br><b>%{z:.4g}</b>',
+    width, xTitle: 'head', mark: state.layer, title: 'Frobenius norm', low: smallest(norms),
+    hover: 'layer %{y}, head %{x}<br><b>%{z:.4g}</b>',
   });
 }
 
@@ -154,15 +177,27 @@ function atomPanels(width) {
   titles.forEach((title, index) => {
     const { x, y } = place.places[index];
     const bars = index !== 1;
-    layout[axisName('x', index)] = { domain: x, anchor: axisId('y', index), title: { text: 'atom', standoff: 6 }, showgrid: false, range: [-0.5, use.length - 0.5], ...whole(use.length, 8) };
-    layout[axisName('y', index)] = { domain: y, anchor: axisId('x', index), ...(bars ? { gridcolor: '#eceff2', rangemode: 'tozero' } : { range: [use.length - 0.5, -0.5], ...whole(use.length) }) };
+    layout[axisName('x', index)] = {
+      domain: x, anchor: axisId('y', index), title: { text: 'atom', standoff: 6 }, showgrid: false,
+      range: [-0.5, use.length - 0.5], ...whole(use.length, 8),
+    };
+    layout[axisName('y', index)] = {
+      domain: y, anchor: axisId('x', index),
+      ...(bars
+        ? { gridcolor: '#eceff2', rangemode: 'tozero' }
+        : { range: [use.length - 0.5, -0.5], ...whole(use.length) }),
+    };
     layout.annotations.push(panelTitle(index, title));
   });
   const { x, y } = place.places[1];
-  Object.assign(layout.coloraxis.colorbar, { x: x[1] + 0.005, y: mean(y), yanchor: 'middle', len: y[1] - y[0], thickness: 10 });
+  Object.assign(
+    layout.coloraxis.colorbar,
+    { x: x[1] + 0.005, y: mean(y), yanchor: 'middle', len: y[1] - y[0], thickness: 10 },
+  );
   layout.shapes.push(rule({ y: arrays().gaussian_effective_rank, index: 2, color: INK }));
   const bar = (index, values) => ({
-    type: 'bar', x: range(values.length), y: values, xaxis: axisId('x', index), yaxis: axisId('y', index),
+    type: 'bar', x: range(values.length), y: values, xaxis: axisId('x', index),
+    yaxis: axisId('y', index),
     marker: { color: COLOURS[0] }, hovertemplate: 'atom %{x}: <b>%{y:.4g}</b><extra></extra>',
   });
   const overlaps = heatmap(1, overlap, 'atoms %{y} and %{x}<br><b>%{z:.4g}</b>');

@@ -1,60 +1,5 @@
 // The page: controls, sections, and which figure is drawn when.
 
-const has = (...names) => names.every((name) => name in arrays());
-const ofRun = (name) => Boolean(report.history) && name in historyOf();
-
-// needs: whether there is data; quantities: what is shown; layer: where in a point a click finds it
-const FIGURES = {
-  'plot-coefficients': {
-    build: coefficientPanels, needs: () => projectionsWith(state.quantity).length, quantities: () => [state.quantity], layer: 'y',
-  },
-  'plot-layers': {
-    build: layerSimilarities, needs: () => has('weight_similarity', 'linkage') && model().depth > 1,
-    quantities: () => ['weight_similarity', 'coefficient_similarity'].filter((name) => has(name)), layer: 'y',
-  },
-  'plot-effective-atoms': {
-    build: effectiveAtoms, needs: () => projectionsWith('effective_atoms').length, quantities: () => ['effective_atoms'], layer: 'x',
-  },
-  'plot-effective-rank': {
-    build: effectiveRanks, needs: () => projectionsWith('effective_rank').length, quantities: () => ['effective_rank'], layer: 'x',
-  },
-  'plot-spectra': { build: weightSpectra, needs: () => has('singular_values'), quantities: () => ['singular_values'] },
-  'plot-atom-spectra': {
-    build: atomSpectra, needs: () => 'atom_singular_values' in dictionary(), quantities: () => ['atom_singular_values'],
-  },
-  'plot-heads': { build: headNorms, needs: () => projectionsWith('head_norms').length, quantities: () => ['head_norms'], layer: 'y' },
-  'plot-atoms': {
-    build: atomPanels, needs: () => 'atom_use' in dictionary(), quantities: () => ['atom_use', 'atom_overlap', 'atom_effective_rank'],
-  },
-  'plot-attention': { build: attentionMaps, needs: () => 'class_attention' in images(), quantities: () => ['class_attention'] },
-  'plot-distance': {
-    build: attentionDistances, needs: () => 'attention_distance' in images(), quantities: () => ['attention_distance'], layer: 'x',
-  },
-  'plot-cka': { build: blockSimilarity, needs: () => 'cka' in images(), quantities: () => ['cka'], layer: 'y' },
-  'plot-ablation': {
-    build: ablationPanels, needs: () => projectionsWith(state.measure).length, quantities: () => [state.measure], layer: 'y',
-  },
-  'plot-ablation-everywhere': {
-    build: ablationEverywhere, needs: () => projectionsWith(`${state.measure}_everywhere`).length,
-    quantities: () => [`${state.measure}_everywhere`],
-  },
-  'plot-matched': {
-    build: matchedContributions, needs: () => 'matched_contributions' in compared() && 'contributions' in ofFirst(),
-    quantities: () => ['contributions', 'matched_contributions', 'matched_cosine'], layer: 'y',
-  },
-  'plot-cosine': {
-    build: weightCosines, needs: () => Object.values(comparison()?.projections ?? {}).some((of) => 'other_cosine' in of),
-    quantities: () => ['other_cosine', 'other_distance'], layer: 'x',
-  },
-  'plot-angles': {
-    build: spanAngles, needs: () => 'subspace_angles' in compared() || 'coefficient_angles' in compared(),
-    quantities: () => ['subspace_angles', 'coefficient_angles'].filter((name) => name in compared()),
-  },
-  'plot-history': { build: recordedPanels, needs: () => state.recorded !== null, quantities: () => [state.recorded], layer: 'y' },
-  'plot-history-atoms': { build: recordedAtoms, needs: () => ofRun('effective_atoms'), quantities: () => ['effective_atoms'] },
-  'plot-history-use': { build: recordedUse, needs: () => ofRun('use'), quantities: () => ['use'] },
-};
-
 const PLOTLY = {
   displaylogo: false,
   modeBarButtons: [['toImage']],
@@ -90,10 +35,13 @@ function refresh() {
   }
   for (const [id, figure] of Object.entries(FIGURES)) {
     const div = byId(id);
-    if (!div.closest('[hidden]')) div.style.minHeight = `${figure.build(div.clientWidth).layout.height}px`;
+    if (div.closest('[hidden]')) continue;
+    div.style.minHeight = `${figure.build(div.clientWidth).layout.height}px`;
   }
-  document.querySelectorAll('.selected').forEach((each) => { each.textContent = `projection ${label(state.projection)}`; });
-  document.querySelectorAll('.selected-layer').forEach((each) => { each.textContent = state.layer; });
+  for (const each of document.querySelectorAll('.selected')) {
+    each.textContent = `projection ${label(state.projection)}`;
+  }
+  byId('selected-layer').textContent = state.layer;
   showPicture();
   fillQuantities();
   fillTables();
@@ -141,10 +89,14 @@ function fillControls() {
   state.layer = Math.min(state.layer, Math.max(0, depth - 1));
   state.image = Math.min(state.image, Math.max(0, (images().class_attention?.length ?? 0) - 1));
   fillSelect(byId('model'), Object.keys(report.models).map((name) => [name, name]), state.model);
-  fillSelect(byId('projection'), projections().map((name) => [name, label(name)]), state.projection);
+  fillSelect(
+    byId('projection'), projections().map((name) => [name, label(name)]), state.projection,
+  );
   fillSelect(byId('layer'), numbered(depth), state.layer);
   fillSelect(byId('image'), numbered(images().class_attention?.length ?? 0), state.image);
-  for (const option of byId('ablation-measure').options) option.disabled = !projectionsWith(option.value).length;
+  for (const option of byId('ablation-measure').options) {
+    option.disabled = !projectionsWith(option.value).length;
+  }
 }
 
 function select(key, value) {
@@ -168,7 +120,8 @@ let player = null;
 function play(on) {
   clearInterval(player);
   const last = report.history.epochs.length - 1;
-  player = on ? setInterval(() => (state.epoch < last ? showEpoch(state.epoch + 1) : play(false)), 400) : null;
+  const next = () => (state.epoch < last ? showEpoch(state.epoch + 1) : play(false));
+  player = on ? setInterval(next, 400) : null;
   byId('play').setAttribute('aria-pressed', on);
   byId('play').textContent = on ? '⏸ Pause' : '▶ Play';
   if (on && state.epoch === last) showEpoch(0);
@@ -181,7 +134,10 @@ function setUpHistory() {
   if (!report.history) return;
   byId('epoch').max = report.history.epochs.length - 1;
   showEpoch(report.history.epochs.length - 1);
-  byId('epoch').addEventListener('input', (event) => { play(false); showEpoch(Number(event.target.value)); });
+  byId('epoch').addEventListener('input', ({ target }) => {
+    play(false);
+    showEpoch(Number(target.value));
+  });
   byId('play').addEventListener('click', () => play(player === null));
 }
 
@@ -201,17 +157,20 @@ function addCard(name, of) {
   element(card, 'p', '', `${of.depth} layers${of.num_heads ? `, ${of.num_heads} heads` : ''}`);
   const percent = `${((100 * stored) / dense).toFixed(1)} %`;
   element(card, 'p', '', `${count(stored)} of ${count(dense)} attention parameters (${percent})`);
-  element(element(card, 'div', 'meter'), 'div', '').style.width = `${Math.min(100, (100 * stored) / dense)}%`;
+  const meter = element(card, 'div', 'meter');
+  element(meter, 'div', '').style.width = `${Math.min(100, (100 * stored) / dense)}%`;
   if (report.notes[name]) element(card, 'p', 'note', report.notes[name]);
   const badges = element(card, 'p', '');
+  const badge = (kind, text) => element(badges, 'span', `badge ${kind}`, text);
   for (const [key, atoms] of Object.entries(of.dead_atoms)) {
-    if (atoms.length) element(badges, 'span', 'badge bad', `dead in ${label(key)}: ${atoms.join(', ')}`);
+    if (atoms.length) badge('bad', `dead in ${label(key)}: ${atoms.join(', ')}`);
   }
   for (const [key, pairs] of Object.entries(of.doubled_atoms)) {
-    if (pairs.length) element(badges, 'span', 'badge bad', `doubled in ${label(key)}: ${pairs.map((pair) => pair.join(' = ')).join(', ')}`);
+    const equal = pairs.map((pair) => pair.join(' = ')).join(', ');
+    if (equal) badge('bad', `doubled in ${label(key)}: ${equal}`);
   }
-  if (!Object.keys(of.dictionaries).length) element(badges, 'span', 'badge plain', 'dense: nothing is shared');
-  else if (!badges.children.length) element(badges, 'span', 'badge good', 'no dead or doubled atoms');
+  if (!Object.keys(of.dictionaries).length) badge('plain', 'dense: nothing is shared');
+  else if (!badges.children.length) badge('good', 'no dead or doubled atoms');
 }
 
 function download() {
@@ -250,14 +209,18 @@ function watch() {
 
 function start() {
   Object.entries(report.models).forEach(([name, of]) => addCard(name, of));
-  fillSelect(byId('pair'), report.comparisons.map(({ first, second }, index) => [index, `${first} beside ${second}`]), 0);
+  const pairs = report.comparisons.map(({ first, second }) => `${first} beside ${second}`);
+  fillSelect(byId('pair'), [...pairs.entries()], 0);
   const bound = {
-    model: 'model', projection: 'projection', layer: 'layer', quantity: 'quantity', order: 'order', scale: 'scale',
+    model: 'model', projection: 'projection', layer: 'layer', quantity: 'quantity', order: 'order',
+    scale: 'scale',
     image: 'image', 'ablation-measure': 'measure', pair: 'pair', recorded: 'recorded',
   };
   const numbers = ['layer', 'image', 'pair'];
   for (const [id, key] of Object.entries(bound)) {
-    byId(id).addEventListener('change', ({ target }) => select(key, numbers.includes(key) ? Number(target.value) : target.value));
+    byId(id).addEventListener('change', ({ target: { value } }) => {
+      select(key, numbers.includes(key) ? Number(value) : value);
+    });
   }
   byId('download').addEventListener('click', download);
   byId('version').textContent = report.masa_vit;

@@ -47,7 +47,8 @@ function writeRows(table) {
   let rows = table.rows_;
   if (by !== undefined) {
     cells[by].setAttribute('aria-sort', direction === '1' ? 'ascending' : 'descending');
-    rows = [...rows].sort((one, other) => compareCells(one.cells[by], other.cells[by], Number(direction)));
+    const sign = Number(direction);
+    rows = [...rows].sort((one, other) => compareCells(one.cells[by], other.cells[by], sign));
   }
   const body = table.tBodies[0] ?? table.createTBody();
   body.replaceChildren(...rows.map((row) => bodyRow(row, table.columns_)));
@@ -57,8 +58,8 @@ function writeRows(table) {
 function compareCells(one, other, direction) {
   const missing = (one === undefined) - (other === undefined);
   if (missing || one === undefined) return missing;
-  const order = typeof one === 'number' && typeof other === 'number' ? one - other : String(one).localeCompare(String(other), 'en', { numeric: true });
-  return direction * order;
+  const number = typeof one === 'number';
+  return direction * (number ? one - other : one.localeCompare(other, 'en', { numeric: true }));
 }
 
 function bodyRow({ cells, selected }, columns) {
@@ -94,7 +95,10 @@ function summaryRows() {
       cells.push(values.coefficients?.[0].length, of.dictionaries[key]?.used_atoms);
       cells.push(values.effective_atoms && mean(values.effective_atoms), values.spectral_atoms);
       cells.push(of.dead_atoms[key]?.length, of.doubled_atoms[key]?.length);
-      cells.push(meanOffDiagonal(values.weight_similarity), mean(values.effective_rank), values.gaussian_effective_rank);
+      cells.push(
+        meanOffDiagonal(values.weight_similarity), mean(values.effective_rank),
+        values.gaussian_effective_rank,
+      );
       return { cells, selected: name === state.model && projection === state.projection };
     }),
   );
@@ -110,7 +114,8 @@ function atomRows({ coefficients = [], contributions, shares }) {
 }
 
 const BY_LAYER = [
-  'weight_norm', 'effective_rank', 'stable_rank', 'effective_atoms', 'effective_atoms_entropy', 'residual_share',
+  'weight_norm', 'effective_rank', 'stable_rank', 'effective_atoms', 'effective_atoms_entropy',
+  'residual_share',
 ];
 
 function layerRows(values, names) {
