@@ -140,15 +140,12 @@ def test_numbers_that_json_has_not_are_refused(tmp_path):
         write_page(report, tmp_path / 'report.html', 'Atoms')
 
 
-@pytest.fixture(scope='module')
-def seen(page, tmp_path_factory) -> dict:
-    """What `interactions.js` found on the page, in a browser 700 pixels wide."""
+def visit(page: str, script: str, folder: Path) -> dict:
+    """Open a page in a browser 700 pixels wide, and return what a script leaves as `results`."""
     names = ('chromium', 'chromium-browser', 'google-chrome')
     browser = next(filter(None, map(shutil.which, names)), None)
     if browser is None:
         pytest.skip('needs chromium')
-    folder = tmp_path_factory.mktemp('browser')
-    script = (Path(__file__).parent / 'interactions.js').read_text(encoding='utf-8')
     page = page.replace('<title>', f'{CATCH}<title>', 1)
     page = page.replace('</body>', f'<script>{script}</script></body>')
     (folder / 'page.html').write_text(page, encoding='utf-8')
@@ -162,6 +159,13 @@ def seen(page, tmp_path_factory) -> dict:
     found = re.search(r'<pre id="results">(.*?)</pre>', done.stdout, re.DOTALL)
     assert found, f'the page did not finish:\n{done.stderr[-2000:]}'
     return json.loads(html.unescape(found[1]))
+
+
+@pytest.fixture(scope='module')
+def seen(page, tmp_path_factory) -> dict:
+    """What `interactions.js` found on the page."""
+    script = (Path(__file__).parent / 'interactions.js').read_text(encoding='utf-8')
+    return visit(page, script, tmp_path_factory.mktemp('browser'))
 
 
 def of_all(expected: dict, quantity: str) -> list:
@@ -185,6 +189,22 @@ def test_sections_are_those_with_data(seen):
     assert seen['sections'] == everything.split()
     of_atoms = {'coefficients', 'atoms', 'attention', 'activations', 'ablation'}
     assert seen['sectionsOfDense'] == [name for name in everything.split() if name not in of_atoms]
+
+
+def test_run_without_a_model_has_its_history(report, tmp_path):
+    write_page(Report(history=report.history), tmp_path / 'report.html', 'A run')
+    page = (tmp_path / 'report.html').read_text(encoding='utf-8')
+    script = """
+        const shown = [...document.querySelectorAll('main section:not([hidden])')];
+        const pre = document.body.appendChild(document.createElement('pre'));
+        pre.id = 'results';
+        dispatchEvent(new Event('beforeprint'));
+        const z = byId('plot-history').data[0].z;
+        pre.textContent = JSON.stringify({ errors, sections: shown.map((each) => each.id), z });
+    """
+    recorded = report.to_dict()['history']['projections']['q']['coefficients']
+    seen = visit(page, script, tmp_path)
+    assert seen == {'errors': [], 'sections': ['history'], 'z': recorded[-1]}
 
 
 def test_figures_are_drawn_when_they_are_looked_at(seen):

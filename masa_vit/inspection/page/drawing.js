@@ -65,11 +65,12 @@ function panelTitle(index, text, bold = false) {
   };
 }
 
-/** A frame around the row of a layer in panel `index`. */
-function frame(index, place) {
+/** A frame around the row of a layer in panel `index`, in a colour that the scale has not. */
+function frame(index, place, signed) {
   return {
     type: 'rect', xref: `${axisId('x', index)} domain`, yref: axisId('y', index),
-    x0: 0, x1: 1, y0: place - 0.5, y1: place + 0.5, line: { color: '#000', width: 2.5 },
+    x0: 0, x1: 1, y0: place - 0.5, y1: place + 0.5,
+    line: { color: signed ? '#000' : COLOURS[5], width: 3 },
   };
 }
 
@@ -149,7 +150,7 @@ function heatmapPanels(panels, { width, xTitle, yTitle = 'layer', mark, hover, .
       title: { text: first ? yTitle : '', standoff: 6 },
     };
     layout.annotations.push(panelTitle(index, title, bold));
-    if (mark !== undefined && mark < z.length) layout.shapes.push(frame(index, mark));
+    if (mark !== undefined && mark < z.length) layout.shapes.push(frame(index, mark, scale.signed));
     return heatmap(index, z, panel.hover ?? hover, {
       ...(panel.customdata && { customdata: panel.customdata }),
     });

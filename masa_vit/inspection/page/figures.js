@@ -57,7 +57,7 @@ function layerSimilarities(width) {
       autorange: 'reversed', tickfont: { size: depth > 16 ? 11 : 14 }, dtick: depth > 24 ? 2 : 1,
     };
     layout.annotations.push(panelTitle(index, title));
-    layout.shapes.push(frame(index, order.indexOf(state.layer)));
+    layout.shapes.push(frame(index, order.indexOf(state.layer), true));
     const z = order.map((layer) => order.map((other) => matrix[layer][other]));
     return heatmap(index, z, 'layers %{y} and %{x}<br><b>%{z:.4g}</b>', { x: names, y: names });
   });
