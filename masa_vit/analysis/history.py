@@ -237,8 +237,9 @@ def history_quantities(records: Sequence[AtomRecord]) -> dict[str, dict[str, tor
         - 'coefficients' (E, L, S): C. Not invariant to scale. In one run the atoms keep their places
           and signs: compare one epoch with the next, but not one atom with another.
         - invariant to scale: 'contributions' (E, L, S), 'shares' (E, L, S), 'effective_atoms' (E, L),
-          the participation ratio of the squared contributions, 'use' (E, S), 'overlap' (E, S, S).
-        - invariant to mixing: 'similarity' (E, L, L), the cosines of the weights composed of the
+          the participation ratio of the squared contributions, 'atom_use' (E, S), 'atom_overlap'
+          (E, S, S).
+        - invariant to mixing: 'weight_similarity' (E, L, L), the cosines of the weights composed of the
           atoms, and 'canonical_energies' (E, R), with zeros up to R = min(L, S).
 
         What they are, and what invariant means: `masa_vit.analysis.sharing`.
@@ -271,9 +272,9 @@ def _quantities(coef: torch.Tensor, gram: torch.Tensor) -> dict[str, torch.Tenso
         'contributions': sizes,
         'shares': sharing.atom_shares(coef, gram),
         'effective_atoms': sharing.participation_ratio(sizes.square()),
-        'use': sharing.atom_use(coef, gram),
-        'overlap': sharing.atom_overlaps(gram),
-        'similarity': composed_similarity(coef, gram),
+        'atom_use': sharing.atom_use(coef, gram),
+        'atom_overlap': sharing.atom_overlaps(gram),
+        'weight_similarity': composed_similarity(coef, gram),
         'canonical_energies': F.pad(energies, (0, min(coef.shape) - len(energies))),
     }
 
@@ -288,12 +289,12 @@ def summary_numbers(record: AtomRecord) -> dict[str, dict[str, float]]:
     numbers = {}
     for name, coef in record.coef.items():
         found = _quantities(coef, record.gram[name])
-        similarity, depth = found['similarity'], len(coef)
+        similarity, depth = found['weight_similarity'], len(coef)
         off_diagonal = similarity.sum() - similarity.trace()
         numbers[name] = {
             'effective_atoms': float(found['effective_atoms'].mean()),
-            'dead_atoms': float(len(sharing.dead_atoms(found['use']))),
-            'doubled_atoms': float(len(sharing.doubled_atoms(found['overlap']))),
+            'dead_atoms': float(len(sharing.dead_atoms(found['atom_use']))),
+            'doubled_atoms': float(len(sharing.doubled_atoms(found['atom_overlap']))),
             'layer_similarity': float(off_diagonal / max(depth * (depth - 1), 1)),
         }
     return numbers

@@ -27,7 +27,10 @@ class Comparison(NamedTuple):
 
 
 class History(NamedTuple):
-    """Quantities over the epochs of a run: projection -> name -> array (epochs, ...)."""
+    """Quantities over the epochs of a run: projection -> name -> array (epochs, ...).
+
+    Under the names of `QUANTITIES`, of one projection each, and of atoms alone: without residuals.
+    """
 
     epochs: Sequence[int]
     projections: Mapping[str, Arrays]
@@ -95,6 +98,8 @@ class Report:
 
     def _names(self) -> list[str]:
         used = {name for scope in self.scopes() for name in scope.arrays}
+        if self.history is not None:
+            used |= {name for of in self.history.projections.values() for name in of}
         return [name for name in QUANTITIES if name in used]
 
 

@@ -178,9 +178,9 @@ def test_quantities_are_those_of_the_weights(small, records):
                 'contributions': sizes,
                 'shares': analysis.atom_shares(coef, gram),
                 'effective_atoms': analysis.participation_ratio(sizes.square()),
-                'use': analysis.atom_use(coef, gram),
-                'overlap': analysis.atom_overlaps(gram),
-                'similarity': analysis.cosine_similarity(composed),
+                'atom_use': analysis.atom_use(coef, gram),
+                'atom_overlap': analysis.atom_overlaps(gram),
+                'weight_similarity': analysis.cosine_similarity(composed),
                 'canonical_energies': values / values.sum(),
             }
             assert quantities.keys() == expected.keys()
@@ -193,7 +193,7 @@ def test_what_is_declared_invariant_is(records):
     scale = torch.tensor([2.0, -0.5], dtype=torch.float64)
     mix = torch.tensor([[1.0, 2], [3, -1]], dtype=torch.float64)
     before = analysis.history_quantities([record])['q']
-    of_mixing = {'similarity', 'canonical_energies'}
+    of_mixing = {'weight_similarity', 'canonical_energies'}
     for change, same in ((scale.diag(), before.keys() - {'coefficients'}), (mix, of_mixing)):
         coef = {'q': record.coef['q'].double() @ change.inverse()}
         gram = {'q': change @ record.gram['q'] @ change.T}

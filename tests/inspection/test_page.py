@@ -63,7 +63,7 @@ def make_report(second: str) -> Report:
     recorded = {
         'coefficients': torch.randn(3, DEPTH, 2),
         'effective_atoms': torch.rand(3, DEPTH),
-        'use': torch.rand(3, 2),
+        'atom_use': torch.rand(3, 2),
     }
     report.history = History(EPOCHS, dict.fromkeys('qkvo', recorded))
     return report

@@ -94,11 +94,10 @@ function tree(linkage, depth) {
 }
 
 const SURVIVES = { mixing: 'mixing', scale: 'scale', none: 'not invariant' };
-const RECORDED = { use: 'atom_use', similarity: 'weight_similarity', overlap: 'atom_overlap' };
 
 /** What a quantity is and what it is invariant to, as an element of a list. */
 function describe(name) {
-  const known = report.quantities[RECORDED[name] ?? name];
+  const known = report.quantities[name];
   if (!known) return null;
   const item = document.createElement('li');
   const chip = item.appendChild(document.createElement('b'));

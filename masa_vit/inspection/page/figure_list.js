@@ -79,5 +79,5 @@ const FIGURES = {
     build: recordedAtoms, needs: () => ofRun('effective_atoms'),
     quantities: () => ['effective_atoms'],
   },
-  'plot-history-use': { build: recordedUse, needs: () => ofRun('use'), quantities: () => ['use'] },
+  'plot-history-use': { build: recordedUse, needs: () => ofRun('atom_use'), quantities: () => ['atom_use'] },
 };

@@ -174,7 +174,7 @@ function spanAngles(width) {
   });
 }
 
-const PANELS = ['coefficients', 'contributions', 'shares', 'similarity', 'overlap'];
+const PANELS = ['coefficients', 'contributions', 'shares', 'weight_similarity', 'atom_overlap'];
 const recordedNames = () =>
   PANELS.filter(
     (name) => Object.values(report.history?.projections ?? {}).some((of) => name in of),
@@ -189,11 +189,11 @@ function recordedPanels(width) {
     title: label(name), z: values[state.recorded][state.epoch],
     bold: of.length > 1 && name === state.projection,
   }));
-  const yTitle = state.recorded === 'overlap' ? 'atom' : 'layer';
-  const xTitle = state.recorded === 'similarity' ? 'layer' : 'atom';
+  const yTitle = state.recorded === 'atom_overlap' ? 'atom' : 'layer';
+  const xTitle = state.recorded === 'weight_similarity' ? 'layer' : 'atom';
   return heatmapPanels(panels, {
     width, xTitle, yTitle, mark: yTitle === 'layer' ? state.layer : undefined,
-    title: `${state.recorded}, epoch ${report.history.epochs[state.epoch]}`,
+    title: `${words(state.recorded)}, epoch ${report.history.epochs[state.epoch]}`,
     signed: SIGNED.includes(state.recorded), values: of.map(([, values]) => values[state.recorded]),
     hover: `${yTitle} %{y}, ${xTitle} %{x}<br><b>%{z:.4g}</b>`,
   });
@@ -218,7 +218,7 @@ function recordedAtoms(width) {
 
 function recordedUse(width) {
   const { epochs } = report.history;
-  const { use } = historyOf();
+  const { atom_use: use } = historyOf();
   const data = range(use[0].length).map((atom) =>
     curve(
       atom, `atom ${atom}`, epochs, column(use, atom), `atom ${atom}, epoch %{x}: <b>%{y:.4g}</b>`,

@@ -130,7 +130,7 @@ function play(on) {
 function setUpHistory() {
   const names = recordedNames();
   [state.recorded = null] = names;
-  fillSelect(byId('recorded'), names.map((name) => [name, name]), state.recorded);
+  fillSelect(byId('recorded'), names.map((name) => [name, words(name)]), state.recorded);
   if (!report.history) return;
   byId('epoch').max = report.history.epochs.length - 1;
   showEpoch(report.history.epochs.length - 1);
