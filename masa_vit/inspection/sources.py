@@ -99,7 +99,8 @@ def _config_beside(checkpoint: Path) -> str | None:
 
 def _last_checkpoint(work_dir: Path) -> Path:
     named = Path((work_dir / 'last_checkpoint').read_text(encoding='utf-8').strip())
-    path = named if named.is_file() else work_dir / named.name  # the folder may have moved
+    here = work_dir / named.name  # the folder may have been moved or copied
+    path = here if here.is_file() else named
     if not path.is_file():
         raise FileNotFoundError(f'the last checkpoint of {str(work_dir)!r}, {named.name}, is gone')
     return path

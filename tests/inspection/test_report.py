@@ -1,7 +1,10 @@
 """A report as one JSON document."""
 
 import json
+import re
+from pathlib import Path
 
+from masa_vit.analysis import QUANTITIES
 from masa_vit.inspection.report import History, Report
 
 
@@ -41,3 +44,12 @@ def test_a_history_stands_beside_the_models(report):
     assert document['history']['projections']['q']['coefficients'][1] == (
         arrays['coefficients'].tolist()
     )
+
+
+def test_the_documentation_lists_the_quantities():
+    text = (Path(__file__).parents[2] / 'docs/inspect.md').read_text(encoding='utf-8')
+    rows = re.findall(r'^\| `(\w+)`: (.+?) \| ([\w, -]+) \| (\w+) \|$', text, re.MULTILINE)
+    assert {name: (axes, survives) for name, _, axes, survives in rows} == {
+        name: (', '.join(axis.replace('_', ' ') for axis in axes) or '-', invariant)
+        for name, (axes, invariant, _) in QUANTITIES.items()
+    }

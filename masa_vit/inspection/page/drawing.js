@@ -94,7 +94,7 @@ function colourAxis(values, { signed, title, low = 0, top }) {
     cmin: signed ? -limit : low, cmax: limit,
     colorbar: {
       title: { text: title, side: 'right' }, thickness: 14, len: 1, outlinewidth: 0, x: 1.015,
-      xpad: 0,
+      xpad: 0, ticksuffix: '\u00a0\u00a0', // keeps the title off the numbers
     },
   };
 }
