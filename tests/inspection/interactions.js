@@ -7,7 +7,10 @@ const pause = (ms) => new Promise((resolve) => setTimeout(resolve, ms));
 async function figure(id) {
   const div = document.getElementById(id);
   div.scrollIntoView();
-  for (let tries = 0; tries < 200 && (!div.data || stale.has(id)); tries += 1) await pause(20);
+  // what comes into view is told after a frame: frames count, for time is not real here
+  for (let frames = 0; frames < 1000 && (!div.data || stale.has(id)); frames += 1) {
+    await new Promise(requestAnimationFrame);
+  }
   return div;
 }
 

@@ -151,7 +151,7 @@ def visit(page: str, script: str, folder: Path) -> dict:
     (folder / 'page.html').write_text(page, encoding='utf-8')
     flags = (
         'headless no-sandbox disable-gpu disable-quic no-first-run disable-background-networking '
-        'disable-component-update disable-sync virtual-time-budget=60000 window-size=700,900 dump-dom'
+        'disable-component-update disable-sync virtual-time-budget=120000 window-size=700,900 dump-dom'
     )
     command = [browser, *(f'--{flag}' for flag in flags.split())]
     command += [f'--user-data-dir={folder / "profile"}', (folder / 'page.html').as_uri()]
