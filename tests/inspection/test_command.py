@@ -9,13 +9,25 @@ import os
 
 import numpy as np
 import pytest
+import timm
 import torch
 from PIL import Image
 
 import masa_vit
-from masa_vit.analysis import projection_weights, record_of, summarize, write_record
+from masa_vit.analysis import (
+    ablate_atoms,
+    attention_distance,
+    attention_maps,
+    layer_cka,
+    projection_weights,
+    record_of,
+    summarize,
+    write_record,
+)
 from masa_vit.cli import main
+from masa_vit.compression.folder_data import timm_transform
 from masa_vit.inspection import command
+from masa_vit.inspection.images import sample_images
 from masa_vit.inspection.tables import COLUMNS
 
 
@@ -134,6 +146,26 @@ def test_images_show_attention_cka_and_what_atoms_do(folder, photos, tmp_path):
     assert np.shape(arrays['ablation_accuracy_everywhere']) == (2,)  # the folders are the classes
     assert min(map(min, arrays['ablation_kl'])) > 0
     assert {'attention.png', 'activations.png', 'ablation.png'} <= {p.name for p in out.iterdir()}
+
+
+def test_numbers_on_images_are_those_of_the_analysis(folder, photos, tmp_path):
+    options = ['--num-images', 6, '--num-ablated', 3, '--batch-size', 4, '--format', 'json']
+    inspect(folder, '--out', tmp_path / 'out', '--images', photos, *options)
+    (found,) = read(tmp_path / 'out/report.json')['models'].values()
+    model = timm.create_model(f'local-dir:{folder}', pretrained=True)
+    sample = sample_images(str(photos), 6, 5)
+    assert sample.classes == ['abcde'.index(path.parent.name) for path in sample.paths]
+    images = torch.stack([*map(timm_transform(model), sample.paths)])
+    batches = images.split(4)
+    assert found['images']['attention_distance'] == attention_distance(model, batches).tolist()
+    assert found['images']['cka'] == layer_cka(model, batches).tolist()
+    maps = attention_maps(model, images[:4])[:, :, :, 0, 1:].unflatten(-1, (4, 4))
+    assert found['images']['class_attention'] == maps.movedim(0, 1).tolist()
+    ablation = ablate_atoms(model, [(images[:3], torch.tensor(sample.classes[:3]))])
+    for name, arrays in found['projections'].items():
+        assert arrays['ablation_kl'] == ablation.by_layer[name].kl.tolist()
+        assert arrays['ablation_accuracy'] == ablation.by_layer[name].accuracy.tolist()
+        assert arrays['ablation_logits_everywhere'] == ablation.everywhere[name].distance.tolist()
 
 
 def test_images_without_classes_have_no_accuracy(folder, photos, tmp_path):
