@@ -4,18 +4,17 @@ from masa_vit.analysis.ablation import AtomAblation, Effect, ablate_atoms
 from masa_vit.analysis.activations import attention_distance, attention_maps, class_attention
 from masa_vit.analysis.cka import layer_cka, linear_cka
 from masa_vit.analysis.extract import coefficients
-from masa_vit.analysis.history import (
+from masa_vit.analysis.history import history_quantities, summary_numbers
+from masa_vit.analysis.parameters import ParameterCounts, count_parameters
+from masa_vit.analysis.quantities import QUANTITIES, Quantity
+from masa_vit.analysis.records import (
     AtomRecord,
-    history_quantities,
     read_history,
     read_record,
     record_of,
     remove_records,
-    summary_numbers,
     write_record,
 )
-from masa_vit.analysis.parameters import ParameterCounts, count_parameters
-from masa_vit.analysis.quantities import QUANTITIES, Quantity
 from masa_vit.analysis.sharing import (
     CanonicalForm,
     atom_norms,
@@ -35,7 +34,6 @@ from masa_vit.analysis.similarity import (
     cluster_layers,
     composed_similarity,
     cosine_similarity,
-    leaf_order,
     match_atoms,
     principal_angles,
 )
@@ -85,7 +83,6 @@ __all__ = [
     'head_norms',
     'history_quantities',
     'layer_cka',
-    'leaf_order',
     'linear_cka',
     'match_atoms',
     'participation_ratio',

@@ -9,7 +9,8 @@ class Quantity(NamedTuple):
     """What an array of a report is."""
 
     axes: tuple[str, ...]
-    """'layer', 'other_layer', 'atom', 'other_atom', 'principal_atom', 'head', 'index'."""
+    """'layer', 'other_layer', 'atom', 'other_atom', 'principal_atom', 'head', 'index', 'column',
+    'image', 'row'."""
     invariant: str
     """To 'mixing' of the atoms by any invertible matrix, to the 'scale' and sign of each, or 'none'.
 
@@ -67,7 +68,8 @@ _SHARED = {
     'canonical_coefficients': Quantity(
         ('layer', 'principal_atom'),
         MIXING,
-        'coefficients on the principal atoms (orthonormal, the strongest first)',
+        'coefficients on the principal atoms (orthonormal, the strongest first); of atoms with nearly '
+        'equal energies by chance',
     ),
     'canonical_energies': Quantity(
         ('principal_atom',), MIXING, 'share of the energy of all layers that it captures'
@@ -94,7 +96,12 @@ _IMAGES = {
     'attention_distance': Quantity(
         ('layer', 'head'), MIXING, 'mean distance of attended patches, pixels'
     ),
-    'cka': Quantity(('layer', 'other_layer'), MIXING, 'linear CKA between outputs of blocks'),
+    'cka': Quantity(
+        ('layer', 'other_layer'), MIXING, 'linear CKA between outputs of blocks, unbiased'
+    ),
+    'num_images': Quantity((), MIXING, 'images that attention distance and CKA are taken on'),
+    'num_ablated': Quantity((), MIXING, 'images that the removal of atoms is measured on'),
+    'accuracy': Quantity((), MIXING, 'top-1 on them with all atoms, percent'),
     'class_attention': Quantity(
         ('image', 'layer', 'head', 'row', 'column'), MIXING, 'attention to each patch'
     ),
@@ -121,6 +128,14 @@ _ABLATION = {
     ),
 }
 
+_HISTORY = {
+    'composed_similarity': Quantity(
+        ('layer', 'other_layer'),
+        MIXING,
+        'cosine between weights as atoms compose them: no residuals',
+    ),
+}
+
 _COMPARISON = {
     'other_cosine': Quantity(('layer',), MIXING, 'cosine between the weights of the two models'),
     'other_distance': Quantity(
@@ -137,11 +152,13 @@ _COMPARISON = {
     ),
     'matched_cosine': Quantity(('atom',), SCALE, 'absolute cosine of the matched atoms'),
     'matched_contributions': Quantity(
-        ('layer', 'atom'), SCALE, 'contributions of the other model, its atoms in this order'
+        ('layer', 'atom'),
+        SCALE,
+        'contributions to the layers of the other model, its atoms in this order',
     ),
 }
 
 QUANTITIES: dict[str, Quantity] = {
-    **_SHARED, **_DICTIONARY, **_WEIGHTS, **_IMAGES, **_ABLATION, **_COMPARISON
+    **_SHARED, **_DICTIONARY, **_WEIGHTS, **_IMAGES, **_ABLATION, **_COMPARISON, **_HISTORY
 }  # fmt: skip
 """Name of an array of a report -> what it is."""

@@ -20,6 +20,9 @@ import torch
 DEAD = 1e-3
 """Share of a dictionary's use below which an atom counts as dead (our choice)."""
 
+ROUNDING = 1e-12
+"""Share of the squared contributions below which a squared norm is rounding."""
+
 DOUBLED = 0.99
 """Overlap of two atoms from which they count as the same one (our choice)."""
 
@@ -44,12 +47,15 @@ def atom_shares(coef: torch.Tensor, gram: torch.Tensor) -> torch.Tensor:
     """Signed share of each atom in each layer's weight (L, S): ``<c_ls D_s, W_l> / ||W_l||^2``.
 
     The rows sum to 1. A share is negative where the other atoms outweigh this one, and above 1 where
-    they undo it. Our definition. Invariant to scale. Zeros for a layer without weight.
+    they undo it. Our definition. Invariant to scale. Zeros for a layer without weight, also where the
+    atoms cancel to within rounding.
     """
+    sizes = contributions(coef, gram)
     coef = coef.double()
     parts = coef * (coef @ gram)
     total = parts.sum(dim=1, keepdim=True)
-    return torch.where(total > 0, parts / total, 0.0)
+    there = total > ROUNDING * sizes.sum(dim=1, keepdim=True).square()
+    return torch.where(there, parts / total, 0.0)
 
 
 def participation_ratio(sizes: torch.Tensor) -> torch.Tensor:
@@ -117,13 +123,14 @@ def canonical_form(coef: torch.Tensor, gram: torch.Tensor) -> CanonicalForm:
     (https://arxiv.org/abs/2508.04581, Sec. "Matrix PCA") of the composed weights. R <= min(L, S) leaves
     out what the weights do not span.
     """
-    values, vectors = torch.linalg.eigh(gram.double())
+    norms = atom_norms(gram)
+    unit = torch.where(norms > 0, 1 / norms, 0.0)  # so that the scale of an atom cannot hide it
+    coef, gram = coef.double() * norms, gram * unit.outer(unit)
+    values, vectors = torch.linalg.eigh(gram)
     keep = values > values.max().clamp(min=0) * len(values) * torch.finfo(torch.float64).eps
     values, vectors = values[keep], vectors[:, keep]
     # orthonormal atoms: vectors.T D / sqrt(values); the weights on them: C vectors sqrt(values)
-    left, singular, right = torch.linalg.svd(
-        coef.double() @ vectors * values.sqrt(), full_matrices=False
-    )
+    left, singular, right = torch.linalg.svd(coef @ vectors * values.sqrt(), full_matrices=False)
     largest = singular.max() if len(singular) else 0.0
     kept = singular > largest * 1e-7  # the Gram matrix squares what float32 weights can tell apart
     left, singular, right = left[:, kept], singular[kept], right[kept]
@@ -133,5 +140,5 @@ def canonical_form(coef: torch.Tensor, gram: torch.Tensor) -> CanonicalForm:
     return CanonicalForm(
         amounts * signs,
         energies / energies.sum() if len(energies) else energies,
-        signs[:, None] * (right / values.sqrt()) @ vectors.T,
+        signs[:, None] * (right / values.sqrt()) @ vectors.T * unit,
     )

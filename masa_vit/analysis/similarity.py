@@ -10,6 +10,8 @@ from typing import NamedTuple
 
 import torch
 
+from masa_vit.analysis.sharing import ROUNDING, contributions
+
 
 def cosine_similarity(rows: torch.Tensor, others: torch.Tensor | None = None) -> torch.Tensor:
     """Cosines between tensors along the first dimension: (L, ...) -> (L, L), or (L, M) with `others`.
@@ -30,7 +32,9 @@ def composed_similarity(coef: torch.Tensor, gram: torch.Tensor) -> torch.Tensor:
     a layer without weight.
     """
     products = coef.double() @ gram.double() @ coef.double().T
-    norms = products.diagonal().clamp(min=0).sqrt()
+    energies = products.diagonal()
+    rounding = ROUNDING * contributions(coef, gram).sum(dim=1).square()
+    norms = torch.where(energies > rounding, energies, 0.0).sqrt()
     scale = norms.outer(norms)
     return torch.where(scale > 0, products / scale, 0.0).clamp(-1, 1)
 
@@ -60,13 +64,6 @@ def cluster_layers(similarity: torch.Tensor) -> torch.Tensor:
     distances = (1 - (similarity + similarity.T) / 2).clamp(min=0)
     distances.fill_diagonal_(0)
     return torch.from_numpy(linkage(squareform(distances.numpy(), checks=False), 'average'))
-
-
-def leaf_order(linkage: torch.Tensor) -> list[int]:
-    """The order of the layers in which similar ones stand side by side, of `cluster_layers`."""
-    from scipy.cluster.hierarchy import leaves_list
-
-    return [0] if not len(linkage) else leaves_list(linkage.numpy()).tolist()
 
 
 def principal_angles(atoms: torch.Tensor, others: torch.Tensor) -> torch.Tensor:

@@ -25,13 +25,16 @@ class Summary:
     """L."""
     num_heads: int | None
     attention_parameters: int
-    """Weights of the projections as they are stored: atoms, coefficients, residuals, dense ones."""
+    """Numbers stored for the projections: atoms, coefficients (also frozen ones) or what makes them,
+    residuals, dense weights."""
     dense_attention_parameters: int
     """Weights of the projections without sharing."""
     projections: dict[str, Arrays]
     """Projection -> quantities of its layers."""
     dictionaries: dict[str, Arrays] = field(default_factory=dict)
     """Name of a dictionary -> quantities of its atoms."""
+    dictionary_of: dict[str, str] = field(default_factory=dict)
+    """Projection that shares -> its dictionary."""
     indices: dict[str, list[int]] = field(default_factory=dict)
     """Projection -> which of the singular values are kept (0: the largest)."""
     images: Arrays = field(default_factory=dict)
@@ -86,6 +89,7 @@ def summarize(weights: ProjectionWeights) -> Summary:
         dense_attention_parameters=dense,
         projections=projections,
         dictionaries={key: _of_dictionary(weights, names) for key, names in weights.users.items()},
+        dictionary_of=dict(weights.dictionaries),
         indices=indices,
     )
 
@@ -119,7 +123,7 @@ def _of_weights(
         'weight_norm': norms,
         'weight_similarity': alike,
         'linkage': similarity.cluster_layers(alike),
-        'singular_values': torch.where(norms > 0, values.T / norms, 0.0).T[:, keep],
+        'singular_values': _relative(values, norms)[:, keep],
         'effective_rank': spectra.effective_rank(values),
         'stable_rank': spectra.stable_rank(values),
         'gaussian_singular_values': control[keep],
@@ -132,7 +136,8 @@ def _of_weights(
         arrays['residual_share'] = torch.zeros(len(norms), dtype=torch.float64)
         for layer, (up, down) in weights.residuals[name].items():
             own = ((up @ down).double() * composed[layer]).sum()
-            arrays['residual_share'][layer] = own / norms[layer].square()
+            if norms[layer] > 0:
+                arrays['residual_share'][layer] = own / norms[layer].square()
     return arrays
 
 
@@ -147,10 +152,14 @@ def _of_dictionary(weights: ProjectionWeights, users: list[str]) -> Arrays:
         'atom_norm': norms,
         'atom_use': use,
         'atom_overlap': sharing.atom_overlaps(gram),
-        'atom_singular_values': torch.where(norms > 0, values.T / norms, 0.0).T[:, keep],
+        'atom_singular_values': _relative(values, norms)[:, keep],
         'atom_effective_rank': spectra.effective_rank(values),
         'used_atoms': sharing.participation_ratio(use),
     }
+
+
+def _relative(values: torch.Tensor, norms: torch.Tensor) -> torch.Tensor:
+    return torch.where(norms > 0, values.T / norms, 0.0).T
 
 
 def _indices(size: int) -> list[int]:
@@ -174,9 +183,9 @@ def compare(weights: ProjectionWeights, other: ProjectionWeights) -> Mapping[str
         arrays = compared[name] = {}
         first, second = weights.compose(name), other.compose(name)
         if first.shape == second.shape:
-            difference = (first - second).flatten(1).norm(dim=1)
+            difference, norm = (each.flatten(1).norm(dim=1) for each in (first - second, first))
             arrays['other_cosine'] = similarity.cosine_similarity(first, second).diagonal()
-            arrays['other_distance'] = difference / first.flatten(1).norm(dim=1).clamp(min=1e-30)
+            arrays['other_distance'] = torch.where(norm > 0, difference / norm, 0.0)
         if name in weights.coef and name in other.coef:
             arrays.update(_compare_atoms(weights, other, name))
     return compared

@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 import torch
 from torch import nn
 
-from masa_vit.analysis.extract import coefficient_rows, coefficients
+from masa_vit.analysis.extract import coefficients, count_coefficients, dictionary_names
 from masa_vit.layers import parse_bank_name
 from masa_vit.models.sharing_args import LAYOUT, PROJECTIONS
 
@@ -27,7 +27,7 @@ Residual = tuple[torch.Tensor, torch.Tensor]
 
 @dataclass(frozen=True)
 class ProjectionWeights:
-    """The projections of all L layers of one model, float32, on the CPU."""
+    """The projections of all L layers of one model, on the CPU; float32, but for `dense`."""
 
     coef: Mapping[str, torch.Tensor] = field(default_factory=dict)
     """Projection that shares -> C (L, S), as `coefficients` returns it."""
@@ -36,11 +36,11 @@ class ProjectionWeights:
     residuals: Mapping[str, Mapping[int, Residual]] = field(default_factory=dict)
     """Projection -> layer -> the part of its weight that is its own."""
     dense: Mapping[str, Sequence[torch.Tensor]] = field(default_factory=dict)
-    """Projection that does not share -> L weights (out, in)."""
+    """Projection that does not share -> L weights (out, in), in the dtype of the model."""
     dictionaries: Mapping[str, str] = field(default_factory=dict)
     """Projection that shares -> the name of its dictionary; several may have the same."""
     num_coefficients: int = 0
-    """Stored numbers of C; where layers are in groups, the zeros of `coef` are not."""
+    """Numbers stored for C, or for the MLP that makes it; of groups without the zeros of `coef`."""
     num_heads: int | None = None
     """Of the attention; None if it is not known (a state dict does not say)."""
 
@@ -111,18 +111,17 @@ def projection_weights(source: nn.Module | Mapping[str, torch.Tensor]) -> Projec
         )
     if len(stacks) > 1:
         raise ValueError(
-            f'several stacks of blocks have projections, give one of them: {sorted(stacks)}'
+            f'several stacks of blocks have attention projections: {sorted(stacks)}. Models with '
+            'stages (Swin) cannot be read; of a module that holds several models, give one of them'
         )
-    atoms_of, dictionary_of = shared_atoms(state, coef)
+    atoms_of, dictionary_of = shared_atoms(source, coef)
     return ProjectionWeights(
         coef=coef,
         atoms={name: atoms_of[key] for name, key in dictionary_of.items()},
         residuals=_residuals(own),
         dense={name: [rows[i] for i in sorted(rows)] for name, rows in own['dense'].items()},
         dictionaries=dictionary_of,
-        num_coefficients=sum(
-            row.numel() for rows in coefficient_rows(source).values() for row in rows
-        ),
+        num_coefficients=count_coefficients(source),
         num_heads=num_heads,
     )
 
@@ -148,15 +147,13 @@ def shared_atoms(
         if (match := _BANK.fullmatch(name))
         for key, layers in [parse_bank_name(match['bank'])]
     }
-    dictionary_of = {}
-    for name in projections:
-        found = [key for key, _ in banks if name in key]
-        if not found:
-            raise ValueError(
-                f'projection {name!r} has coefficients but no atoms: expected a dictionary with its '
-                f'letter, found {sorted({key for key, _ in banks})} (`banks.<dictionary>.atoms`)'
-            )
-        dictionary_of[name] = found[0]
+    dictionary_of = dictionary_names(source, projections)
+    if missing := [name for name in projections if name not in dictionary_of]:
+        raise ValueError(
+            f'projections {missing} have coefficients but no atoms: expected a dictionary of their '
+            f'name, or with their letters, found {sorted({key for key, _ in banks})} '
+            '(`banks.<dictionary>.atoms`). If it has another name, give the model, not a state dict'
+        )
     atoms = {
         # the atoms of groups stand in the order in which `coefficients` places them
         key: torch.cat([banks[each].float().cpu() for each in sorted(banks) if each[0] == key])

@@ -9,14 +9,14 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from masa_vit.analysis import compare, summarize
-from masa_vit.analysis.history import history_quantities, read_history
+from masa_vit.analysis import compare, history_quantities, read_history, summarize
 from masa_vit.export.writing import check_free, check_writable, staged
-from masa_vit.inspection.figures import draw_report
+from masa_vit.images import find_images
+from masa_vit.inspection.figures import STEMS, draw_report
 from masa_vit.inspection.images import ABLATED, look
 from masa_vit.inspection.page import write_page
 from masa_vit.inspection.report import Comparison, History, Report
-from masa_vit.inspection.sources import LoadRun, load, unique_names
+from masa_vit.inspection.sources import LAST_CHECKPOINT, LoadRun, load, unique_names
 from masa_vit.inspection.tables import print_report, write_csv
 from masa_vit.plots import draw_history, write_animation
 
@@ -74,17 +74,16 @@ def run(args: argparse.Namespace, load_run: LoadRun | None = None) -> int:
         args: Of `add_arguments`.
         load_run: Loads a model by the config of a training run; None: configs are not read.
     """
-    texts = ([args.against] if args.against else []) + args.sources
-    if not texts and not args.work_dir:
-        raise ValueError('nothing to inspect: give a model, a checkpoint, or --run WORK_DIR')
     if args.num_ablated < 0:
         raise ValueError(f'--num-ablated={args.num_ablated}: expected 0 or more')
     # before the work
-    check_free(args.out, [f'report.{kind}' for kind in args.format], args.force)
-    check_writable(args.out)
-    records = read_history(args.work_dir) if args.work_dir else []
-    report = _inspect(args, texts or [args.work_dir], load_run)
-    if records:
+    _check_output(args)
+    if args.images:
+        find_images([args.images])
+    texts = _texts(args)
+    report = _inspect(args, texts, load_run)
+    if args.work_dir:
+        records = read_history(args.work_dir)
         epochs = [record.epoch for record in records]
         report.history = History(epochs, history_quantities(records))
     if 'table' in args.format:
@@ -98,22 +97,50 @@ def run(args: argparse.Namespace, load_run: LoadRun | None = None) -> int:
     return 0
 
 
+def _check_output(args: argparse.Namespace) -> None:
+    """Refuse a folder that cannot be written, or that has a report of these formats."""
+    kinds = [kind for kind in args.format if kind in PICTURES]
+    stems = [f'{stem}{n}.{kind}' for stem in STEMS for n in ('', '_1') for kind in kinds]
+    reports = [f'report.{kind}' for kind in args.format if kind not in ('table', *PICTURES)]
+    check_free(args.out, [*reports, *stems, *(['history.gif'] if kinds else [])], args.force)
+    check_writable(args.out)
+
+
+def _texts(args: argparse.Namespace) -> list[str]:
+    """What to load: the reference of comparisons first."""
+    texts = list(args.sources)
+    if not texts and args.work_dir and (Path(args.work_dir) / LAST_CHECKPOINT).is_file():
+        texts = [args.work_dir]  # else its history alone
+    if args.against and not texts:
+        raise ValueError(
+            f'nothing to compare with --against {args.against}: give a model or a checkpoint, too'
+        )
+    if not texts and not args.work_dir:
+        raise ValueError('nothing to inspect: give a model, a checkpoint, or --run WORK_DIR')
+    if args.images and not texts:
+        raise ValueError(f'--images needs a model, and {args.work_dir!r} has no checkpoint')
+    return [args.against, *texts] if args.against else texts
+
+
 def _inspect(args: argparse.Namespace, texts: Sequence[str], load_run: LoadRun | None) -> Report:
     sources = unique_names([load(text, args.config, load_run) for text in texts])
     report = Report()
     for source in sources:
         summary = report.models[source.name] = summarize(source.weights)
+        notes = []
         if not source.weights.shares:
-            report.notes[source.name] = (
+            notes.append(
                 'Nothing is shared in this model: it is dense, and has no atoms. What can be told of '
                 'its composed weights is told.'
             )
         if args.images:
             options = (args.images, args.num_images, args.num_ablated, args.batch_size)
-            report.pictures[source.name] = look(source, summary, *options)
-    first = sources[0]
+            report.pictures[source.name], note = look(source, summary, *options)
+            notes.append(note)
+        if notes:
+            report.notes[source.name] = ' '.join(notes)
     report.comparisons = [
-        Comparison(first.name, other.name, compare(first.weights, other.weights))
+        Comparison(sources[0].name, other.name, compare(sources[0].weights, other.weights))
         for other in sources[1:]
     ]
     return report
@@ -139,7 +166,7 @@ def _writers(report: Report, args: argparse.Namespace) -> dict[str, Callable[[Pa
         for kind in pictures:
             writers[f'{stem}.{kind}'] = partial(_save, figure)
     if 'html' in args.format:
-        title = ', '.join(report.models)
+        title = ', '.join(report.models) or Path(args.work_dir).name
         writers['report.html'] = partial(write_page, report, title=title)
     return writers
 

@@ -19,6 +19,12 @@ from masa_vit.plots.heatmaps import SEQUENTIAL, draw_matrix, heatmaps, value_ran
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
+STEMS = (
+    'coefficients', 'shares', 'atoms', 'similarity', 'ranks', 'spectra', 'heads', 'ablation',
+    'activations', 'attention', 'comparison', 'history',
+)  # fmt: skip
+"""Beginnings of the names of all pictures."""
+
 _STYLES = ('-', '--', '-.', ':')
 _MARKERS = 'osD^v'
 

@@ -46,7 +46,7 @@ def sample_images(folder: str, num_images: int, num_classes: int) -> Sample:
     """
     paths = find_images([folder])
     sample = [paths[index] for index in choose(len(paths), num_images)]
-    folders = sorted(path for path in Path(folder).glob('*') if path.is_dir())
+    folders = sorted(path for path in Path(folder).expanduser().glob('[!.]*') if path.is_dir())
     if len(folders) != num_classes or num_classes == 0:
         return Sample(sample, None)
     index_of = {folder: index for index, folder in enumerate(folders)}
@@ -64,7 +64,7 @@ def look(
     num_images: int,
     num_ablated: int,
     batch_size: int,
-) -> list[str]:
+) -> tuple[list[str], str]:
     """Add to a summary what a model does with images.
 
     Args:
@@ -76,7 +76,8 @@ def look(
         batch_size: Of a pass.
 
     Returns:
-        The images whose attention is in the summary, as the model gets them: `data:` URLs.
+        The images whose attention is in the summary, as the model gets them: `data:` URLs; and what the
+        reader has to know.
 
     Raises:
         FileNotFoundError: If there are no images.
@@ -90,21 +91,39 @@ def look(
     images = torch.stack([prepare(path) for path in sample.paths])
     batches = images.split(batch_size)
     shown = images[:SHOWN]
-    maps = class_attention(
-        attention_maps(model, shown),
-        model.num_prefix_tokens,
-        patch_grid(model, shown),
-        getattr(model, 'has_class_token', None),
-    )
     summary.images = {
+        'num_images': torch.tensor(len(images)),
         'attention_distance': attention_distance(model, batches),
-        'class_attention': maps.movedim(0, 1),  # (L, B, H, rows, columns): images first
+        'class_attention': torch.stack([_class_attention(model, image[None]) for image in shown]),
     }
-    if len(images) > 1:
+    if len(images) >= 4:  # fewer say nothing
         summary.images['cka'] = layer_cka(model, batches)
     if num_ablated and source.weights.shares and model.num_classes:
         _ablate(model, summary, batches, sample, num_ablated)
-    return [_data_url(image) for image in shown]
+    return [_data_url(image) for image in shown], _note(summary, sample, folder, model)
+
+
+def _note(summary: Summary, sample: Sample, folder: str, model: Any) -> str:
+    text = f'On {len(sample.paths):,} images of {folder}.'
+    if 'num_ablated' not in summary.images:
+        return text
+    text += f' Atoms are removed on {int(summary.images["num_ablated"]):,} of them'
+    if 'accuracy' in summary.images:
+        return text + f': top-1 {float(summary.images["accuracy"]):.1f} % with all atoms.'
+    return (
+        text
+        + f', without top-1: there is not one folder for each of the {model.num_classes} classes.'
+    )
+
+
+def _class_attention(model: Any, images: torch.Tensor) -> torch.Tensor:
+    """Of one image: (L, H, rows, columns). All maps of several would need much memory."""
+    return class_attention(
+        attention_maps(model, images),
+        model.num_prefix_tokens,
+        patch_grid(model, images),
+        getattr(model, 'has_class_token', None),
+    ).squeeze(1)
 
 
 def _data_url(image: torch.Tensor) -> str:
@@ -130,6 +149,9 @@ def _ablate(
         classes = torch.tensor(sample.classes[:count])
         data = [*zip(images.split(size), classes.split(size), strict=True)]
     ablation = ablate_atoms(model, data)
+    summary.images['num_ablated'] = torch.tensor(len(images))
+    if ablation.accuracy is not None:
+        summary.images['accuracy'] = torch.tensor(ablation.accuracy)
     for of_name, suffix in ((ablation.by_layer, ''), (ablation.everywhere, '_everywhere')):
         for name, effect in of_name.items():
             arrays: Arrays = {

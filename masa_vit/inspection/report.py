@@ -67,7 +67,7 @@ class Report:
             for of, arrays in summary.projections.items():
                 yield Scope(name, of, arrays, summary.indices[of])
             for key, of_atoms in summary.dictionaries.items():
-                drawing = next(name for name in summary.projections if name in key)
+                drawing = next(name for name, of in summary.dictionary_of.items() if of == key)
                 yield Scope(name, key, of_atoms, summary.indices[drawing])
             if summary.images:
                 yield Scope(name, '', summary.images)
@@ -117,6 +117,7 @@ def _model(summary: Summary) -> dict[str, Any]:
         'projections': _lists(summary.projections),
         'dictionaries': _lists(summary.dictionaries),
         'images': _lists({'': summary.images})[''],
+        'dictionary_of': summary.dictionary_of,
         'indices': summary.indices,
         'dead_atoms': summary.dead,
         'doubled_atoms': summary.doubled,

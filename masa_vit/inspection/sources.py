@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 from collections import Counter
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -13,6 +14,9 @@ from torch import nn
 from masa_vit.analysis import ProjectionWeights, projection_weights
 from masa_vit.export.source import load_source
 from masa_vit.models import read_state_dict
+
+LAST_CHECKPOINT = 'last_checkpoint'
+"""The file by which a work dir is known: it names a checkpoint."""
 
 Prepare = Callable[[Path], torch.Tensor]
 """Image file -> (C, H, W), as the model takes it."""
@@ -60,7 +64,7 @@ def load(text: str, config: str | None = None, load_run: LoadRun | None = None) 
             f'{text!r} is a config, not a model: give a checkpoint of it, or a work dir'
         )
     path = Path(text)
-    if (path / 'last_checkpoint').is_file():
+    if (path / LAST_CHECKPOINT).is_file():
         path = _last_checkpoint(path)
     if not path.is_file():
         if path.suffix in ('.pth', '.safetensors', '.pt', '.bin'):
@@ -92,13 +96,37 @@ def _load_checkpoint(path: Path, config: str | None, load_run: LoadRun | None) -
 
 
 def _config_beside(checkpoint: Path) -> str | None:
-    """The config that mmengine's runner left in the work dir."""
-    configs = [*checkpoint.parent.glob('*.py')]
-    return str(configs[0]) if len(configs) == 1 else None
+    """The config that mmengine's runner left in the work dir, if there is just one.
+
+    Configs are Python: only what is nothing but names and literals is taken unasked.
+    """
+    folder = checkpoint.parent
+    configs = [*folder.glob('*.py')] if (folder / LAST_CHECKPOINT).is_file() else []
+    return str(configs[0]) if len(configs) == 1 and _is_plain(configs[0]) else None
+
+
+_PLAIN = (
+    ast.Assign, ast.Name, ast.Store, ast.Load, ast.keyword, ast.Constant, ast.Dict, ast.List,
+    ast.Tuple, ast.Set, ast.UnaryOp, ast.USub,
+)  # fmt: skip
+
+
+def _is_plain(config: Path) -> bool:
+    """Whether a config does nothing but give names to literals, as mmengine writes it."""
+    try:
+        module = ast.parse(config.read_text(encoding='utf-8'))
+    except (SyntaxError, ValueError):
+        return False
+    return all(
+        isinstance(node, _PLAIN)
+        or (isinstance(node, ast.Call) and getattr(node.func, 'id', None) in ('dict', 'set'))
+        for statement in module.body
+        for node in ast.walk(statement)
+    )
 
 
 def _last_checkpoint(work_dir: Path) -> Path:
-    named = Path((work_dir / 'last_checkpoint').read_text(encoding='utf-8').strip())
+    named = Path((work_dir / LAST_CHECKPOINT).read_text(encoding='utf-8').strip())
     here = work_dir / named.name  # the folder may have been moved or copied
     path = here if here.is_file() else named
     if not path.is_file():

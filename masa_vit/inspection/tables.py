@@ -50,17 +50,18 @@ def write_csv(report: Report, path: Path) -> None:
 def print_report(report: Report) -> None:
     """Print the main figures, and C of each projection, on the terminal."""
     from rich.console import Console
+    from rich.markup import escape
     from rich.table import Table
 
     console = Console()
     for name, summary in report.models.items():
-        console.print(f'[bold]{name}[/bold]: {_headline(summary)}', highlight=False)
+        console.print(f'[bold]{escape(name)}[/bold]: {_headline(summary)}', highlight=False)
         if note := report.notes.get(name):
-            console.print(f'[yellow]{note}[/yellow]', highlight=False)
+            console.print(f'[yellow]{escape(note)}[/yellow]', highlight=False)
         _print_summary(console, summary)
         _print_coefficients(console, summary)
     for first, second, projections in report.comparisons:
-        table = Table(title=f'{first} beside {second}')
+        table = Table(title=escape(f'{first} beside {second}'))
         heads = ('', 'cosine of weights', 'largest angle of spans', 'cosine of matched atoms')
         for index, head in enumerate(heads):
             table.add_column(head, justify='right' if index else 'left')
@@ -92,9 +93,9 @@ def _print_summary(console: Any, summary: Summary) -> None:
     for head in ('', 'atoms', 'used', 'of a layer', 'dead', 'doubled', 'cosine', 'effective rank'):
         table.add_column(head, justify='right', no_wrap=True)
     for name, arrays in summary.projections.items():
-        key = next((key for key in summary.dictionaries if name in key), None)
+        key = summary.dictionary_of.get(name)
         atoms = ['-'] * 5
-        if key is not None and 'shares' in arrays:
+        if key is not None:
             atoms = [
                 str(arrays['coefficients'].shape[1]),
                 _format(summary.dictionaries[key]['used_atoms'], '.1f'),

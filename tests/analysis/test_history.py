@@ -180,7 +180,7 @@ def test_quantities_are_those_of_the_weights(small, records):
                 'effective_atoms': analysis.participation_ratio(sizes.square()),
                 'atom_use': analysis.atom_use(coef, gram),
                 'atom_overlap': analysis.atom_overlaps(gram),
-                'weight_similarity': analysis.cosine_similarity(composed),
+                'composed_similarity': analysis.cosine_similarity(composed),
                 'canonical_energies': values / values.sum(),
             }
             assert quantities.keys() == expected.keys()
@@ -193,18 +193,20 @@ def test_what_is_declared_invariant_is(records):
     scale = torch.tensor([2.0, -0.5], dtype=torch.float64)
     mix = torch.tensor([[1.0, 2], [3, -1]], dtype=torch.float64)
     before = analysis.history_quantities([record])['q']
-    of_mixing = {'weight_similarity', 'canonical_energies'}
+    of_mixing = {'composed_similarity', 'canonical_energies'}
     for change, same in ((scale.diag(), before.keys() - {'coefficients'}), (mix, of_mixing)):
         coef = {'q': record.coef['q'].double() @ change.inverse()}
         gram = {'q': change @ record.gram['q'] @ change.T}
-        after = analysis.history_quantities([analysis.AtomRecord(0, coef, gram)])['q']
+        after = analysis.history_quantities([analysis.AtomRecord(0, coef, gram, {'q': 'q'})])['q']
         assert same == {key for key in before if torch.allclose(before[key], after[key], atol=1e-7)}
 
 
 def test_energies_are_padded_where_the_weights_span_less():
     gram = torch.eye(3, dtype=torch.float64)
     one, two = torch.tensor([[1.0, 0, 0], [2, 0, 0]]), torch.tensor([[1.0, 0, 0], [0, 1, 0]])
-    records = [analysis.AtomRecord(e, {'q': c}, {'q': gram}) for e, c in enumerate((one, two))]
+    records = [
+        analysis.AtomRecord(e, {'q': c}, {'q': gram}, {'q': 'q'}) for e, c in enumerate((one, two))
+    ]
     energies = analysis.history_quantities(records)['q']['canonical_energies']
     torch.testing.assert_close(energies, torch.tensor([[1, 0], [0.5, 0.5]]).double())
 
@@ -213,7 +215,9 @@ def test_summary_of_a_known_bank():
     # two atoms are one with another sign, the third is not used
     gram = torch.tensor([[1.0, -2, 0], [-2, 4, 0], [0, 0, 1]], dtype=torch.float64)
     coef = torch.tensor([[2.0, 1, 0], [4, 0, 0], [0, 1, 0]])
-    numbers = analysis.summary_numbers(analysis.AtomRecord(0, {'q': coef}, {'q': gram}))['q']
+    numbers = analysis.summary_numbers(
+        analysis.AtomRecord(0, {'q': coef}, {'q': gram}, {'q': 'q'})
+    )['q']
     assert numbers == pytest.approx(
         {
             'effective_atoms': (2 + 1 + 1) / 3,
@@ -222,7 +226,7 @@ def test_summary_of_a_known_bank():
             'layer_similarity': -1 / 3,  # the first layer is nothing, the others are opposites
         }
     )
-    single = analysis.AtomRecord(0, {'q': coef[1:2]}, {'q': gram})
+    single = analysis.AtomRecord(0, {'q': coef[1:2]}, {'q': gram}, {'q': 'q'})
     assert analysis.summary_numbers(single)['q']['layer_similarity'] == 0
 
 
@@ -241,5 +245,5 @@ def test_no_history_of_nothing_or_of_what_diverged(small, records):
 
 def test_coefficients_without_atoms(small):
     state = {key: value for key, value in small().state_dict().items() if 'banks.o' not in key}
-    with pytest.raises(ValueError, match="'o' has coefficients but no atoms"):
+    with pytest.raises(ValueError, match=r"\['o'\] have coefficients but no atoms"):
         analysis.record_of(state, 0)

@@ -93,6 +93,23 @@ def test_shares_sum_to_one_and_can_be_negative():
     assert shares[0, 1] < 0 < 1 < shares[0, 0]
 
 
+def test_atoms_that_cancel_have_no_share_in_nothing():
+    atom = torch.randn(1, 6, 4, generator=torch.Generator().manual_seed(0))
+    gram = analysis.gram_of_atoms(torch.cat([atom, atom / 3]))
+    shares = analysis.atom_shares(torch.tensor([[0.1, -0.3], [1.0, 0.0]]), gram)
+    assert shares.tolist() == [[0, 0], [pytest.approx(1), 0]]
+
+
+@pytest.mark.parametrize('factor', [1e-12, 1e12])
+def test_the_scale_of_an_atom_cannot_hide_it(stack, factor):
+    coef, atoms = stack
+    factors = torch.tensor([factor, 1.0, 1.0], dtype=torch.float64)
+    before = of_mixing(coef, atoms)
+    after = of_mixing(coef / factors, atoms * factors[:, None, None])
+    for name, value in before.items():
+        torch.testing.assert_close(after[name], value, msg=name)
+
+
 @pytest.mark.parametrize(
     ('sizes', 'number'),
     [([1, 1, 1, 1], 4), ([5, 0, 0, 0], 1), ([2, 2, 0, 0], 2), ([0, 0, 0, 0], 0)],

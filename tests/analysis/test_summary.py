@@ -8,7 +8,15 @@ import torch
 from torch import nn
 
 import masa_vit
-from masa_vit.analysis import QUANTITIES, compare, projection_weights, summarize
+from masa_vit.analysis import (
+    QUANTITIES,
+    compare,
+    history_quantities,
+    projection_weights,
+    record_of,
+    summarize,
+    summary_numbers,
+)
 
 SIZES = dict(img_size=32, patch_size=8, embed_dim=32, depth=4, num_heads=2)
 
@@ -84,7 +92,13 @@ def test_every_array_has_the_declared_axes(args):
 
 @pytest.mark.parametrize(
     'args',
-    [{}, dict(groups=[[0, 1], [2, 3]], num_atoms=1), dict(projections='qk', residual_rank=2)],
+    [
+        {},
+        dict(groups=[[0, 1], [2, 3]], num_atoms=1),
+        dict(projections='qk', residual_rank=2),
+        dict(coefficients='mlp'),
+        dict(dictionaries=['qv', 'k', 'o']),
+    ],
     ids=str,
 )
 def test_parameters_are_those_that_are_counted_in_the_model(args):
@@ -178,3 +192,31 @@ def test_what_cannot_be_compared_is_left_out():
     assert set(compare(narrow, projection_weights(create(depth=3)))['q']) == {
         'subspace_angles', 'matched_atom', 'matched_cosine', 'matched_contributions'
     }  # fmt: skip
+
+
+def test_a_layer_without_weight_is_a_layer_of_zeros():
+    model = create(residual_rank=1)
+    with torch.no_grad():
+        for name, value in model.blocks[1].named_parameters():
+            if name.startswith('coef.') or 'up_' in name:
+                value.zero_()
+    weights = projection_weights(model)
+    found = summarize(weights)
+    for (_, name), value in arrays(found):
+        assert value.isfinite().all(), name
+    assert found.projections['q']['residual_share'][1] == 0
+    assert found.projections['q']['shares'][1].tolist() == [0, 0]
+    assert compare(weights, projection_weights(create()))['q']['other_distance'].isfinite().all()
+
+
+def test_an_atom_is_dead_only_if_no_projection_uses_it():
+    model = create(dictionaries=['qv', 'k', 'o'])
+    with torch.no_grad():
+        for block in model.blocks:
+            block.coef.q[1] = 0
+    weights = projection_weights(model)
+    assert summarize(weights).dead['qv'] == []
+    record = record_of(model, 0)
+    assert summary_numbers(record)['q']['dead_atoms'] == 0
+    use = history_quantities([record])['q']['atom_use'][0]
+    torch.testing.assert_close(use, summarize(weights).dictionaries['qv']['atom_use'])

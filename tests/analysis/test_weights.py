@@ -7,6 +7,7 @@ from torch import nn
 
 import masa_vit
 from masa_vit import analysis
+from masa_vit.layers import share_linears
 
 SIZES = dict(img_size=32, patch_size=8, embed_dim=32, depth=4, num_heads=2)
 
@@ -58,6 +59,26 @@ def test_atoms_and_coefficients_are_those_of_the_model():
     assert weights.atoms['q'] is weights.atoms['v']
     assert torch.equal(weights.coef['k'], analysis.coefficients(model)['k'])
     assert weights.num_heads == 2
+
+
+class Block(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.fc1, self.fc2 = nn.Linear(8, 8), nn.Linear(8, 8)
+
+
+def test_dictionaries_of_any_name_are_read_off_a_model():
+    stack = nn.Module()
+    stack.blocks = nn.ModuleList(Block() for _ in range(4))
+    layout, dictionaries = {'fc1': ('ab',), 'fc2': ('a',)}, {'ab': ('ab',), 'other': ('a',)}
+    stack.banks, _ = share_linears(stack.blocks, layout, dictionaries, num_atoms=2)
+    weights = analysis.projection_weights(stack)
+    assert weights.dictionaries == {'ab': 'ab', 'a': 'other'}
+    for name, layer in (('ab', 'fc1'), ('a', 'fc2')):
+        expected = torch.stack([getattr(block, layer).weight for block in stack.blocks])
+        torch.testing.assert_close(weights.compose(name), expected)
+    with pytest.raises(ValueError, match=r"\['a'\] have coefficients but no atoms.*give the model"):
+        analysis.projection_weights(stack.state_dict())
 
 
 def test_half_precision_is_read_as_float32():

@@ -166,6 +166,8 @@ def test_numbers_on_images_are_those_of_the_analysis(folder, photos, tmp_path):
         assert arrays['ablation_kl'] == ablation.by_layer[name].kl.tolist()
         assert arrays['ablation_accuracy'] == ablation.by_layer[name].accuracy.tolist()
         assert arrays['ablation_logits_everywhere'] == ablation.everywhere[name].distance.tolist()
+    numbers = [found['images'][key] for key in ('num_images', 'num_ablated', 'accuracy')]
+    assert numbers == [6, 3, pytest.approx(ablation.accuracy)]
 
 
 def test_images_without_classes_have_no_accuracy(folder, photos, tmp_path):
@@ -174,6 +176,8 @@ def test_images_without_classes_have_no_accuracy(folder, photos, tmp_path):
     (model,) = read(tmp_path / 'out/report.json')['models'].values()
     assert 'ablation_kl' in model['projections']['q']
     assert 'ablation_accuracy' not in model['projections']['q']
+    (note,) = read(tmp_path / 'out/report.json')['notes'].values()
+    assert 'not one folder for each of the 5 classes' in note
 
 
 def test_the_history_of_a_run(noisy, tmp_path):
@@ -191,6 +195,44 @@ def test_the_history_of_a_run(noisy, tmp_path):
     with Image.open(out / 'history.gif') as animation:
         assert animation.n_frames == 3
     assert (out / 'history.png').is_file()
+
+
+def test_a_run_without_a_checkpoint_has_its_history(noisy, tmp_path):
+    for epoch in range(2):
+        write_record(record_of(noisy(seed=epoch), epoch), tmp_path / 'run/atoms')
+    out = tmp_path / 'out'
+    assert inspect('--run', tmp_path / 'run', '--out', out, '--format', 'table,json,html') == 0
+    document = read(out / 'report.json')
+    assert document['models'] == {}
+    assert document['history']['epochs'] == [0, 1]
+
+
+def test_the_model_of_a_run_can_be_compared(noisy, checkpoint, tmp_path):
+    write_record(record_of(noisy(seed=2), 2), tmp_path / 'run/atoms')
+    torch.save({'state_dict': noisy(seed=2).state_dict()}, tmp_path / 'run/epoch_2.pth')
+    (tmp_path / 'run/last_checkpoint').write_text('epoch_2.pth')
+    run = ['--run', tmp_path / 'run', '--format', 'json']
+    inspect(*run, '--against', checkpoint, '--out', tmp_path / 'out')
+    (comparison,) = read(tmp_path / 'out/report.json')['comparisons']
+    assert (comparison['first'][-8:], comparison['second']) == ('last.pth', 'run/epoch_2.pth')
+    with pytest.raises(ValueError, match='nothing to compare with --against'):
+        inspect('--against', checkpoint, '--out', tmp_path / 'b')
+
+
+def test_a_script_beside_a_checkpoint_is_not_run(noisy, tmp_path):
+    torch.save({'state_dict': noisy().state_dict()}, tmp_path / 'epoch_1.pth')
+    (tmp_path / 'last_checkpoint').write_text('epoch_1.pth')
+    (tmp_path / 'config.py').write_text(f"open({str(tmp_path / 'ran')!r}, 'w')\nmodel = dict()\n")
+    argv = ['inspect', str(tmp_path), '--out', str(tmp_path / 'out'), '--format', 'json']
+    assert main(argv) == 0
+    assert not (tmp_path / 'ran').exists()
+
+
+def test_names_are_no_markup(noisy, tmp_path, capsys):
+    (tmp_path / '[bold]').mkdir()
+    torch.save({'state_dict': noisy().state_dict()}, tmp_path / '[bold]/a.pth')
+    inspect(tmp_path / '[bold]/a.pth', '--out', tmp_path / 'out', '--format', 'table')
+    assert '[bold]/a.pth' in capsys.readouterr().out
 
 
 @pytest.mark.parametrize(
@@ -215,10 +257,10 @@ def test_images_need_a_model_that_the_checkpoint_does_not_name(checkpoint, photo
         inspect(checkpoint, '--out', tmp_path / 'out', '--images', photos)
 
 
-def test_a_folder_without_images(folder, tmp_path):
+def test_a_folder_without_images(tmp_path):
     (tmp_path / 'empty').mkdir()
     with pytest.raises(FileNotFoundError, match='no image at'):
-        inspect(folder, '--out', tmp_path / 'out', '--images', tmp_path / 'empty')
+        inspect('a_name_that_is_not_looked_at', '--out', tmp_path, '--images', tmp_path / 'empty')
 
 
 def test_nothing_to_inspect(tmp_path):
@@ -227,10 +269,10 @@ def test_nothing_to_inspect(tmp_path):
 
 
 def test_a_report_is_not_overwritten_unless_asked_to(checkpoint, tmp_path):
-    argv = [checkpoint, '--out', tmp_path / 'out', '--format', 'csv']
+    argv = [checkpoint, '--out', tmp_path / 'out', '--format', 'png']
     inspect(*argv)
-    with pytest.raises(FileExistsError, match='--force'):
-        inspect(*argv)
+    with pytest.raises(FileExistsError, match=r'coefficients\.png.*--force'):
+        inspect('a_name_that_is_not_looked_at', *argv[1:])
     assert inspect(*argv, '--force') == 0
 
 

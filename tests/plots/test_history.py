@@ -17,7 +17,7 @@ def history_of(**shapes):
     for epoch in EPOCHS:
         coef = {name: torch.randn(shape, generator=generator) for name, shape in shapes.items()}
         gram = {name: torch.eye(shape[1]).double() for name, shape in shapes.items()}
-        records.append(AtomRecord(epoch, coef, gram))
+        records.append(AtomRecord(epoch, coef, gram, {name: name for name in coef}))
     return history_quantities(records)
 
 

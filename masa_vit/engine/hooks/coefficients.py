@@ -13,7 +13,7 @@ from mmengine.registry import HOOKS
 from mmengine.visualization import TensorboardVisBackend
 from torch import nn
 
-from masa_vit.analysis.history import FOLDER, AtomRecord
+from masa_vit.analysis.records import FOLDER, AtomRecord
 from masa_vit.engine.hooks.parameters import unwrap
 from masa_vit.plots import plot_coefficients
 

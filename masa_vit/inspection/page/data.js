@@ -2,7 +2,9 @@
 // The report, what of it is selected, and how to reach the numbers. Nothing here draws.
 
 const report = JSON.parse(document.getElementById('report').textContent);
-const NO_MODEL = { depth: 0, projections: {}, dictionaries: {}, images: {}, indices: {} };
+const NO_MODEL = {
+  depth: 0, projections: {}, dictionaries: {}, dictionary_of: {}, images: {}, indices: {},
+};
 
 const state = {
   model: Object.keys(report.models)[0],
@@ -38,10 +40,7 @@ function projectionsWith(...quantities) {
 }
 
 /** Name of the dictionary a projection draws on; undefined for a dense one. */
-function dictionaryName(name = state.projection, of = model()) {
-  if (!('coefficients' in (of.projections[name] ?? {}))) return undefined;
-  return Object.keys(of.dictionaries).find((key) => key.includes(name));
-}
+const dictionaryName = (name = state.projection, of = model()) => of.dictionary_of[name];
 
 const dictionary = (name) => model().dictionaries[dictionaryName(name)] ?? {};
 

@@ -7,7 +7,7 @@ const markedPanels = (names, value) =>
 
 const words = (name) => name.replaceAll('_', ' ');
 const SIGNED = [
-  'coefficients', 'shares', 'canonical_coefficients', 'ablation_accuracy', 'weight_similarity',
+  'coefficients', 'shares', 'canonical_coefficients', 'ablation_accuracy', 'composed_similarity',
 ];
 
 function coefficientPanels(width) {

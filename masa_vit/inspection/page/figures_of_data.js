@@ -174,7 +174,7 @@ function spanAngles(width) {
   });
 }
 
-const PANELS = ['coefficients', 'contributions', 'shares', 'weight_similarity', 'atom_overlap'];
+const PANELS = ['coefficients', 'contributions', 'shares', 'composed_similarity', 'atom_overlap'];
 const recordedNames = () =>
   PANELS.filter(
     (name) => Object.values(report.history?.projections ?? {}).some((of) => name in of),
@@ -190,7 +190,7 @@ function recordedPanels(width) {
     bold: of.length > 1 && name === state.projection,
   }));
   const yTitle = state.recorded === 'atom_overlap' ? 'atom' : 'layer';
-  const xTitle = state.recorded === 'weight_similarity' ? 'layer' : 'atom';
+  const xTitle = state.recorded === 'composed_similarity' ? 'layer' : 'atom';
   return heatmapPanels(panels, {
     width, xTitle, yTitle, mark: yTitle === 'layer' ? state.layer : undefined,
     title: `${words(state.recorded)}, epoch ${report.history.epochs[state.epoch]}`,
