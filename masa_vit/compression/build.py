@@ -10,7 +10,7 @@ from timm.models.vision_transformer import VisionTransformer
 from torch import nn
 
 from masa_vit.compression.solve import Solution
-from masa_vit.compression.weights import projection_weights
+from masa_vit.compression.weights import dense_weights
 from masa_vit.convert.record import masa_record, vit_args
 from masa_vit.layers import SharedLinear, projection_shapes, share_linears
 from masa_vit.models.sharing_args import (
@@ -83,7 +83,7 @@ def sharing_args(solution: Solution) -> dict[str, Any]:
 
 def _fill(masa: Any, model: Any, solution: Solution) -> None:
     """Write what was fitted, and the dense rows of projections that do not share."""
-    rows = projection_weights(model)
+    rows = dense_weights(model)
     for key, (names, layers, _) in masa.dictionaries.items():
         (name,) = names
         fit = solution.fits[name][solution.sharing.groups.index(list(layers))]

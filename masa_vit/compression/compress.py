@@ -25,7 +25,7 @@ from masa_vit.compression.metric import Metric, Statistics, check_images, collec
 from masa_vit.compression.options import CompressionOptions, check_numbers
 from masa_vit.compression.pca import gram_matrix
 from masa_vit.compression.solve import Solution, solve
-from masa_vit.compression.weights import Weights, projection_weights, stacked_weights
+from masa_vit.compression.weights import Weights, dense_weights, stacked_weights
 from masa_vit.layers import check_groups, check_ranks
 from masa_vit.models import MasaVisionTransformer
 from masa_vit.models.sharing_args import (
@@ -143,7 +143,7 @@ def compress_with_record(
     if next(model.parameters()).device.type == 'mps':
         raise ValueError('the device of the model, mps, has no float64: compress model.cpu()')
     batches = _batches(calibration, model, options)
-    weights = {name: rows for name, rows in projection_weights(model).items() if name in names}
+    weights = {name: rows for name, rows in dense_weights(model).items() if name in names}
     depth = len(weights[names[0]])
     groups = _find_groups(model, weights, options, batches)
     num_atoms = options.num_atoms
@@ -161,7 +161,7 @@ def compress_with_record(
             stacked_weights(model), may, names, numbers, groups, options.align
         )
         model = apply_alignment(model, alignment)
-        weights = {name: rows for name, rows in projection_weights(model).items() if name in names}
+        weights = {name: rows for name, rows in dense_weights(model).items() if name in names}
     statistics = metrics = None
     if options.weighting != 'none':
         _logger.info('running %d calibration images', sum(map(len, batches)))
@@ -272,7 +272,7 @@ def _solve(
 
 def _numbers(model: nn.Module, sharing: int, budget: float) -> int:
     """Parameters that the atoms, coefficients and residuals of the shared projections may have."""
-    attention = sum(row.numel() for rows in projection_weights(model).values() for row in rows)
+    attention = sum(row.numel() for rows in dense_weights(model).values() for row in rows)
     rest = sum(param.numel() for param in model.parameters()) - attention
     kept = int(budget * attention) if budget < 1 else int(budget) - rest
     numbers = kept - (attention - sharing)

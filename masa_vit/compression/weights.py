@@ -13,7 +13,7 @@ Weights = Mapping[str, Sequence[torch.Tensor]]
 """Projection -> the weights (out, in) of all layers."""
 
 
-def projection_weights(model: Any) -> dict[str, list[torch.Tensor]]:
+def dense_weights(model: Any) -> dict[str, list[torch.Tensor]]:
     """Name -> the weights (out, in) of all layers, views into the model's own."""
     return {
         name: [
@@ -27,7 +27,7 @@ def projection_weights(model: Any) -> dict[str, list[torch.Tensor]]:
 
 def stacked_weights(model: Any) -> dict[str, torch.Tensor]:
     """Name -> the weights of all layers (L, out, in), float64, on the CPU."""
-    return {name: stack(rows, 'cpu') for name, rows in projection_weights(model).items()}
+    return {name: stack(rows, 'cpu') for name, rows in dense_weights(model).items()}
 
 
 def stack(rows: Sequence[torch.Tensor], device: str | None = None) -> torch.Tensor:

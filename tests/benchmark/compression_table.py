@@ -24,7 +24,7 @@ from masa_vit.compression import CompressionOptions, compress_with_record
 from masa_vit.compression.allocation import Ranks, allocate
 from masa_vit.compression.fit import low_rank
 from masa_vit.compression.metric import collect_statistics
-from masa_vit.compression.weights import projection_weights, stacked_weights
+from masa_vit.compression.weights import dense_weights, stacked_weights
 from masa_vit.engine.compress import config_data
 from masa_vit.engine.export import load_classifier
 
@@ -72,7 +72,7 @@ def per_layer_svd(model: Any, budget: float, weighting: str, allocation: str, im
     numbers = int(budget * sum(weight.numel() for weight in weights.values()))
     ranks = allocate(weights, metrics, Ranks(allocation, numbers))
     for name, weight in weights.items():
-        rows = projection_weights(model)[name]
+        rows = dense_weights(model)[name]
         for row, (up, down) in zip(
             rows, low_rank(weight, metrics.get(name), ranks[name]), strict=True
         ):
