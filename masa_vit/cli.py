@@ -10,53 +10,7 @@ import traceback
 from collections.abc import Callable, Sequence
 from typing import Any
 
-_EXAMPLES = {
-    'train': """examples:
-  masa-vit train masa_vit::cls/vit_tiny_masa_s4_digits.py
-  masa-vit train my_config.py --work-dir work_dirs/a --cfg-options train_cfg.max_epochs=5
-  masa-vit train my_config.py --work-dir work_dirs/a --resume
-  torchrun --nproc-per-node 2 tools/train.py my_config.py --launcher pytorch""",
-    'test': """examples:
-  masa-vit test my_config.py work_dirs/a/epoch_15.pth
-  masa-vit test my_config.py epoch_15.pth --out metrics.json --cfg-options val_dataloader.batch_size=8
-for a detector, AP per class, and the predictions as COCO results (a.bbox.json, a.segm.json):
-  masa-vit test my_config.py epoch_12.pth --cfg-options test_evaluator.classwise=True
-  masa-vit test my_config.py epoch_12.pth --cfg-options test_evaluator.outfile_prefix=a""",
-    'predict': """examples:
-  masa-vit predict my_config.py epoch_15.pth cat.jpg photos/ 'more/*.png'
-  masa-vit predict my_config.py epoch_15.pth photos/ --topk 3 --out predictions.json
-with the config of a detector, objects, and pictures of them:
-  masa-vit predict my_config.py epoch_12.pth photos/ --score-thr 0.5 --out detections/""",
-    'compress': """examples:
-  masa-vit compress vit_base_patch16_224 --pretrained --out compressed/
-  masa-vit compress my_config.py --checkpoint work_dirs/a/epoch_15.pth --out compressed/ \\
-      --num-atoms auto --budget 0.33 --residual-rank energy --weighting fisher
-  masa-vit compress vit_base_patch16_224 --pretrained --calibration train/ --val val/ --out c/ \\
-      --groups kl --num-groups 3 --align rotation""",
-    'fold': """examples:
-  masa-vit fold my_config.py work_dirs/a/epoch_15.pth --out folded/
-  masa-vit test folded/my_config_folded.py folded/my_config_folded.pth""",
-    'export': """examples:
-  masa-vit export my_config.py --checkpoint epoch_15.pth --format folded --out folded/
-  masa-vit export compressed/ --format hub --bake --dtype bf16 --out small/
-  masa-vit export compressed/ --format onnx-shared --out model.onnx
-  masa-vit export vit_base_masa_s4 --checkpoint a.safetensors --format torch-export --out a.pt2""",
-    'inspect': """examples:
-  masa-vit inspect vit_base_masa_s4 --out atoms/
-  masa-vit inspect work_dirs/a --out atoms/ --images photos/
-  masa-vit inspect work_dirs/a --out atoms/ --run work_dirs/a --format html,png,pdf
-  masa-vit inspect compressed/ work_dirs/tuned --out beside/
-  masa-vit inspect a.pth b.pth --against c.safetensors --out beside/ --format table""",
-    'compare': """examples:
-  masa-vit compare masa_vit::cls/vit_tiny_masa_s4_digits.py masa_vit::cls/vit_tiny_dense_digits.py
-  masa-vit compare a.py b.py --work-dir work_dirs/pair --resume""",
-    'benchmark': """examples:
-  masa-vit benchmark vit_base_masa_s4 --batch-size 1 4 16 64 --dtype fp32 bf16 --json times.json
-  masa-vit benchmark vit_base_masa_s4 --measure train memory --batch-size 4 --checkpointing
-  masa-vit benchmark vit_base_masa_s4 --measure load fold compress sizes
-  masa-vit benchmark vit_tiny_masa_s4 --against vit_tiny_masa_s4 --against-args num_atoms=2
-  masa-vit benchmark masa_vit::det/mask_rcnn_vit_masa.py --img-size 512 --batch-size 1""",
-}
+from masa_vit.examples import EXAMPLES
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -110,7 +64,7 @@ def _parser() -> tuple[argparse.ArgumentParser, dict[str, argparse.ArgumentParse
             name,
             help=description,
             description=description,
-            epilog=_EXAMPLES[name],
+            epilog=EXAMPLES[name],
             formatter_class=argparse.RawDescriptionHelpFormatter,
         )
         parsers[name].add_argument(
@@ -177,34 +131,9 @@ def _test_arguments(parser: argparse.ArgumentParser) -> None:
     _add_cfg_options(parser)
 
 
-def _predict_arguments(parser: argparse.ArgumentParser) -> None:
-    from masa_vit.engine import predict
-
-    predict.add_arguments(parser)
-
-
-def _fold_arguments(parser: argparse.ArgumentParser) -> None:
-    from masa_vit.engine import fold
-
-    fold.add_arguments(parser)
-
-
-def _compress_arguments(parser: argparse.ArgumentParser) -> None:
-    from masa_vit.compression import command
-
-    command.add_arguments(parser)
-
-
-def _export_arguments(parser: argparse.ArgumentParser) -> None:
-    from masa_vit.export import command
-
-    command.add_arguments(parser)
-
-
-def _inspect_arguments(parser: argparse.ArgumentParser) -> None:
-    from masa_vit.inspection import command
-
-    command.add_arguments(parser)
+def _added_by(module: str) -> _Add:
+    """The arguments that a module of the package adds; it is imported for its command alone."""
+    return lambda parser: importlib.import_module(f'masa_vit.{module}').add_arguments(parser)
 
 
 def _compare_arguments(parser: argparse.ArgumentParser) -> None:
@@ -214,12 +143,6 @@ def _compare_arguments(parser: argparse.ArgumentParser) -> None:
         '--resume', action='store_true', help='skip finished trainings, go on with the others'
     )
     _add_training(parser)
-
-
-def _benchmark_arguments(parser: argparse.ArgumentParser) -> None:
-    from masa_vit.benchmark import command
-
-    command.add_arguments(parser)
 
 
 def _train(args: argparse.Namespace) -> int:
@@ -367,13 +290,21 @@ _Run = Callable[[argparse.Namespace], int]
 _COMMANDS: dict[str, tuple[str, _Add, _Run]] = {
     'train': ('train a config', _train_arguments, _train),
     'test': ('evaluate a checkpoint', _test_arguments, _test),
-    'predict': ('classify images, or detect objects in them', _predict_arguments, _predict),
-    'compress': ('make a MASA model of a dense one', _compress_arguments, _compress),
-    'fold': ('turn a trained model into its dense twin', _fold_arguments, _fold),
-    'export': ('write a model as files for others', _export_arguments, _export),
-    'inspect': ('look at the atoms and coefficients of a model', _inspect_arguments, _inspect),
+    'predict': (
+        'classify images, or detect objects in them',
+        _added_by('engine.predict'),
+        _predict,
+    ),
+    'compress': ('make a MASA model of a dense one', _added_by('compression.command'), _compress),
+    'fold': ('turn a trained model into its dense twin', _added_by('engine.fold'), _fold),
+    'export': ('write a model as files for others', _added_by('export.command'), _export),
+    'inspect': (
+        'look at the atoms and coefficients of a model',
+        _added_by('inspection.command'),
+        _inspect,
+    ),
     'compare': ('train several configs and print a table', _compare_arguments, _compare),
-    'benchmark': ('measure a model against another', _benchmark_arguments, _benchmark),
+    'benchmark': ('measure a model against another', _added_by('benchmark.command'), _benchmark),
 }
 
 if __name__ == '__main__':
