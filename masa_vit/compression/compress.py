@@ -202,7 +202,8 @@ def _find_groups(
     batches: list[torch.Tensor],
 ) -> Groups:
     depth = len(next(iter(weights.values())))
-    how, num_groups = options.groups, options.num_groups or 3
+    how = options.groups
+    num_groups = 3 if options.num_groups is None else options.num_groups
     if how is None:
         return [[*range(depth)]]
     if not isinstance(how, str):

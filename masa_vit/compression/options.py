@@ -40,6 +40,7 @@ class CompressionOptions:
             raise ValueError(
                 f'groups={self.groups!r} is unknown, expected lists or one of {GROUPINGS}'
             )
+        _check_count('num_groups', self.num_groups)
         if self.num_groups is not None and not isinstance(self.groups, str):
             raise ValueError(
                 f'num_groups={self.num_groups!r} is for groups that are to be found: groups= one of '
@@ -61,8 +62,7 @@ class CompressionOptions:
                 f"num_atoms={self.num_atoms!r} is unknown, expected a number or 'auto'"
             )
         self._check_budget()
-        if self.sweeps is not None and (not isinstance(self.sweeps, int) or self.sweeps < 1):
-            raise ValueError(f'sweeps={self.sweeps!r} is not valid, expected an integer >= 1')
+        _check_count('sweeps', self.sweeps)
         if self.sweeps is not None and not self.residual_rank:
             raise ValueError(
                 f'sweeps={self.sweeps} is for atoms and residuals in turn, and there is no residual: '
@@ -86,6 +86,12 @@ class CompressionOptions:
                 f'budget={self.budget} is not valid, expected a share of the attention in (0, 1), or a '
                 'number of parameters'
             )
+
+
+def _check_count(name: str, value: int | None) -> None:
+    is_integer = isinstance(value, int) and not isinstance(value, bool)
+    if value is not None and (not is_integer or value < 1):
+        raise ValueError(f'{name}={value!r} is not valid, expected an integer >= 1')
 
 
 def check_numbers(num_atoms: int | Sequence[int], groups: Groups) -> int | list[int]:
