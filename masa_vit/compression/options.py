@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from numbers import Real
 
 from masa_vit.compression.align import MODES
 from masa_vit.compression.allocation import ALLOCATIONS
@@ -78,13 +79,14 @@ class CompressionOptions:
             )
         if self.budget is not None and not is_open:
             raise ValueError(
-                f"budget={self.budget} has nothing to choose: give num_atoms='auto', "
+                f"budget={self.budget!r} has nothing to choose: give num_atoms='auto', "
                 "residual_rank='energy' (or 'uniform'), or both"
             )
-        if self.budget is not None and not 0 < self.budget < float('inf'):
+        is_number = isinstance(self.budget, Real) and not isinstance(self.budget, bool)
+        if self.budget is not None and not (is_number and 0 < self.budget < float('inf')):
             raise ValueError(
-                f'budget={self.budget} is not valid, expected a share of the attention in (0, 1), or a '
-                'number of parameters'
+                f'budget={self.budget!r} is not valid, expected a share of the attention in (0, 1), '
+                'or a number of parameters'
             )
 
 
