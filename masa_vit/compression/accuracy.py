@@ -9,6 +9,9 @@ from typing import NamedTuple
 import torch
 from torch import nn
 
+from masa_vit.analysis.activations import evaluating
+from masa_vit.layers import SharedLinear
+
 
 class Accuracy(NamedTuple):
     """Top-1 of a model."""
@@ -23,15 +26,12 @@ def top1_accuracy(
 ) -> Accuracy:
     """Find for how many images (B, C, H, W) a model finds the class (B,), in evaluation mode."""
     device = next(model.parameters()).device
-    was_training = model.training
     right = count = 0
-    with torch.inference_mode():
-        model.eval()
+    with evaluating(model):
         for images, targets in batches:
             found = model(images.to(device)).argmax(1).cpu()
             right += int((found == targets).sum())
             count += len(targets)
-    model.train(was_training)
     if not count:
         raise ValueError('there are no images to take top-1 on')
     return Accuracy(100.0 * right / count, count)
@@ -40,7 +40,8 @@ def top1_accuracy(
 def without_residual(model: nn.Module) -> nn.Module:
     """A copy of a compressed model that has its atoms alone."""
     model = copy.deepcopy(model)
-    for name, param in model.named_parameters():
-        if '.up_' in name:
-            nn.init.zeros_(param)
+    for layer in model.modules():
+        if isinstance(layer, SharedLinear):
+            for name in layer.ranks:
+                nn.init.zeros_(layer.get_parameter(f'up_{name}'))
     return model

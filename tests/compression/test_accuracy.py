@@ -2,16 +2,59 @@ from __future__ import annotations
 
 import pytest
 import torch
+from torch import nn
 
-from masa_vit.compression.accuracy import top1_accuracy
+from masa_vit.compression import compress
+from masa_vit.compression.accuracy import top1_accuracy, without_residual
 
 
-def test_top1_counts_its_images():
-    model = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Identity()).train()
-    model.register_parameter('p', torch.nn.Parameter(torch.zeros(1)))
+@pytest.fixture
+def model() -> nn.Module:
+    """The class is the brightest pixel. In training mode, but for one frozen module."""
+    model = nn.Sequential(nn.Flatten(), nn.Identity()).train()
+    model.register_parameter('p', nn.Parameter(torch.zeros(1)))
+    model[1].eval()
+    return model
+
+
+def test_top1_counts_its_images(model):
     images = torch.eye(4).view(4, 1, 2, 2)
     batches = [(images[:3], torch.tensor([0, 1, 0])), (images[3:], torch.tensor([3]))]
     assert top1_accuracy(model, batches) == (75.0, 4)
-    assert model.training
     with pytest.raises(ValueError, match='no images'):
         top1_accuracy(model, [])
+
+
+@pytest.mark.parametrize('fails', [False, True])
+def test_top1_restores_the_mode_of_every_module(model, fails):
+    def batches():
+        assert not any(module.training for module in model.modules())
+        yield torch.ones(1, 1, 2, 2), torch.tensor([0])
+        if fails:
+            raise OSError('a broken image')
+
+    if fails:
+        with pytest.raises(OSError, match='a broken image'):
+            top1_accuracy(model, batches())
+    else:
+        top1_accuracy(model, batches())
+    assert [module.training for module in model.modules()] == [True, True, False]
+
+
+def test_without_residual_takes_the_residuals_alone_away(dense, images):
+    """Whatever other parameters are called."""
+    masa = compress(dense(), 2, residual_rank={'q': 2, 'o': 1})
+    masa.head = nn.Sequential()
+    masa.head.register_module('up_head', nn.Linear(32, 5))
+    before = {name: value.clone() for name, value in masa.state_dict().items()}
+    atoms = without_residual(masa)
+    for block, given in zip(atoms.blocks, masa.blocks, strict=True):
+        for layer, with_residual in (
+            (block.attn.qkv, given.attn.qkv),
+            (block.attn.proj, given.attn.proj),
+        ):
+            expected = with_residual.weight - with_residual.residual()
+            torch.testing.assert_close(layer.weight, expected, rtol=0, atol=1e-6)
+    changed = [n for n, v in atoms.state_dict().items() if not torch.equal(v, before[n])]
+    assert {name.rpartition('.')[2] for name in changed} == {'up_q', 'up_o'}
+    assert all(torch.equal(value, before[name]) for name, value in masa.state_dict().items())
