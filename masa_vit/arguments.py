@@ -16,3 +16,10 @@ def parse_pair(text: str) -> tuple[str, Any]:
         return key, ast.literal_eval(value)
     except (ValueError, SyntaxError):
         return key, value
+
+
+def positive_int(text: str) -> int:
+    """Read an integer of at least one."""
+    if not text.isdecimal() or int(text) < 1:
+        raise argparse.ArgumentTypeError(f'{text!r} is not valid, expected an integer >= 1')
+    return int(text)

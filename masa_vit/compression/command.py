@@ -12,6 +12,7 @@ from typing import Any
 
 from torch import nn
 
+from masa_vit.arguments import positive_int
 from masa_vit.compression import report as reporting
 from masa_vit.compression.accuracy import Accuracy, top1_accuracy, without_residual
 from masa_vit.compression.align import MODES
@@ -77,7 +78,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     data.add_argument('--calibration', metavar='FOLDER', help='images, from the training set')
     data.add_argument(
         '--num-images',
-        type=_positive,
+        type=positive_int,
         default=1024,
         metavar='N',
         help='for calibration (default: 1024)',
@@ -85,11 +86,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     data.add_argument('--val', metavar='FOLDER', help='folders of classes, for top-1')
     data.add_argument(
         '--num-val',
-        type=_positive,
+        type=positive_int,
         metavar='N',
         help='of the validation images, drawn with a fixed seed (default: all)',
     )
-    data.add_argument('--batch-size', type=_positive, default=64, metavar='B')
+    data.add_argument('--batch-size', type=positive_int, default=64, metavar='B')
     parser.add_argument('--device', default='cpu', help='to compute on, e.g. cuda (default: cpu)')
     data.add_argument('--no-control', action='store_true', help='leave out the Gaussian matrices')
     tuned = parser.add_argument_group(
@@ -197,7 +198,12 @@ def _print(report: reporting.Report, out: Path) -> None:
 
 
 def _number_or_auto(text: str) -> int | str:
-    return text if text == 'auto' else int(text)
+    if text == 'auto':
+        return text
+    try:
+        return positive_int(text)
+    except argparse.ArgumentTypeError as error:
+        raise argparse.ArgumentTypeError(f"{error} or 'auto'") from None
 
 
 def _rank(text: str) -> int | str:
@@ -209,13 +215,6 @@ def _rank(text: str) -> int | str:
         raise argparse.ArgumentTypeError(
             f'{text!r}: expected a rank, {" or ".join(ALLOCATIONS)}'
         ) from None
-
-
-def _positive(text: str) -> int:
-    number = int(text)
-    if number < 1:
-        raise argparse.ArgumentTypeError(f'{text!r}: expected at least 1')
-    return number
 
 
 def _groups(text: str) -> Any:

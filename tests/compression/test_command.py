@@ -163,3 +163,20 @@ def test_sources_that_cannot_be_compressed(tmp_path, capsys):
     assert compress(*small, '--checkpoint', weights, '--num-atoms', 2, '--out', tmp_path / 'a') == 1
     assert "projection 'q': the weights of layers [2] are not finite" in capsys.readouterr().err
     assert not (tmp_path / 'a').exists()
+
+
+@pytest.mark.parametrize(
+    ('arguments', 'message'),
+    [
+        (
+            ['--num-atoms', '2.5'],
+            "--num-atoms: '2.5' is not valid, expected an integer >= 1 or 'auto'",
+        ),
+        (['--num-atoms', '0'], "--num-atoms: '0' is not valid"),
+        (['--num-val', 'x'], "--num-val: 'x' is not valid, expected an integer >= 1"),
+        (['--batch-size', '0'], "--batch-size: '0' is not valid, expected an integer >= 1"),
+    ],
+)
+def test_numbers_that_are_none(tmp_path, capsys, arguments, message):
+    assert compress(*MODEL, '--out', tmp_path / 'out', *arguments) == 2
+    assert message in capsys.readouterr().err
