@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import ast
 import json
+import sys
 from collections.abc import Callable
 from dataclasses import fields
 from pathlib import Path
@@ -161,19 +162,39 @@ def _add_tuned(folder: Path, work_dir: Path, epochs: list[int]) -> int:
                 '--tuned the work dir of a training that started from it'
             )
     report, summary = (json.loads(path.read_text(encoding='utf-8')) for path in paths)
-    used = summary['config']['model'].get('init_from')
+    try:
+        used = summary['config']['model'].get('init_from')
+        measured = {
+            record['epoch']: Accuracy(metrics['accuracy/top1'], metrics['accuracy/num_samples'])
+            for record in summary['history']
+            if 'accuracy/top1' in (metrics := record.get('metrics', {}))
+        }
+    except (KeyError, TypeError, AttributeError) as error:
+        raise ValueError(
+            f'{str(paths[1])!r} is not one that masa-vit train wrote ({type(error).__name__}: {error})'
+        ) from error
     if not used or Path(used).resolve() not in (p.resolve() for p in (folder, folder / FILES[0])):
         raise ValueError(
             f'the training in {str(work_dir)!r} started from {used!r}, not from {str(folder)!r}'
         )
-    measured = {record['epoch']: record.get('metrics', {}) for record in summary['history']}
+    missing = [epoch for epoch in epochs if epoch not in measured]
+    what = f'no accuracy/top1 of {_name_epochs(missing)}'
+    if len(missing) == len(epochs):
+        others = ', '.join(map(str, measured))
+        rest = f'but of {others}: choose with --epochs' if measured else 'nor of any other'
+        raise ValueError(f'{str(paths[1])!r} has {what}, {rest}')
+    if missing:
+        print(f'{what}: left out', file=sys.stderr)
     for epoch in epochs:
-        if 'accuracy/top1' in (found := measured.get(epoch, {})):
-            accuracy = Accuracy(found['accuracy/top1'], found['accuracy/num_samples'])
-            reporting.add_top1(report, f'epoch {epoch}', accuracy)
+        if epoch in measured:
+            reporting.add_top1(report, f'epoch {epoch}', measured[epoch])
     _write_report(report, folder, force=True)
     _print(report, folder)
     return 0
+
+
+def _name_epochs(epochs: list[int]) -> str:
+    return f'epoch{"s" if len(epochs) > 1 else ""} {", ".join(map(str, epochs))}'
 
 
 def _write_report(report: reporting.Report, folder: Path, force: bool) -> None:

@@ -180,3 +180,51 @@ def test_sources_that_cannot_be_compressed(tmp_path, capsys):
 def test_numbers_that_are_none(tmp_path, capsys, arguments, message):
     assert compress(*MODEL, '--out', tmp_path / 'out', *arguments) == 2
     assert message in capsys.readouterr().err
+
+
+@pytest.fixture
+def tuned(tmp_path):
+    """Write the `summary.json` of a training that started from a folder; both are returned."""
+    out, work_dir = tmp_path / 'out', tmp_path / 'tuned'
+    work_dir.mkdir()
+
+    def write(**summary):
+        (work_dir / 'summary.json').write_text(json.dumps(summary))
+        return [out, '--tuned', work_dir]
+
+    return out, write
+
+
+def test_epochs_of_a_fine_tuning(tuned, capsys):
+    out, write = tuned
+    assert compress(*MODEL, '--num-atoms', 2, '--no-control', '--out', out) == 0
+    before = (out / 'report.json').read_text()
+    config = {'model': {'init_from': str(out)}}
+    history = [
+        {'epoch': 1, 'metrics': {}},
+        {'epoch': 2, 'metrics': {'accuracy/top1': 51.5, 'accuracy/num_samples': 8}},
+        {'epoch': 3},
+    ]
+    arguments = write(config=config, history=history)
+    capsys.readouterr()
+    assert compress(*arguments) == 1
+    err = capsys.readouterr().err
+    assert 'has no accuracy/top1 of epochs 1, 3, 10, but of 2' in err
+    assert '--epochs' in err
+    assert (out / 'report.json').read_text() == before
+
+    assert compress(*arguments, '--epochs', 2, 3) == 0
+    told = capsys.readouterr()
+    assert 'no accuracy/top1 of epoch 3: left out' in told.err
+    assert json.loads((out / 'report.json').read_text())['top1'] == {'epoch 2': 51.5}
+
+    assert compress(*arguments, '--epochs', 2) == 0
+    assert 'left out' not in capsys.readouterr().err
+
+    arguments = write(config=config, history=[])
+    assert compress(*arguments, '--epochs', 2) == 1
+    assert 'has no accuracy/top1 of epoch 2, nor of any other' in capsys.readouterr().err
+
+    for summary in ({'history': history}, {'config': {}, 'history': history}, {'config': config}):
+        assert compress(*write(**summary)) == 1
+        assert "summary.json' is not one that masa-vit train wrote" in capsys.readouterr().err
