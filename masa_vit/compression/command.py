@@ -25,7 +25,7 @@ from masa_vit.compression.options import GROUPINGS, CompressionOptions
 from masa_vit.compression.progress import LOGGER, shown
 from masa_vit.export.folder import FILES, export_hub
 from masa_vit.export.source import add_source_arguments, load_named
-from masa_vit.export.writing import check_free, staged
+from masa_vit.export.writing import check_free, check_writable, staged
 
 REPORT, PICTURE = 'report.json', 'report.png'
 
@@ -117,6 +117,7 @@ def run(
     if args.out is None:
         raise ValueError('--out FOLDER is needed: where the model and the report go')
     check_free(args.out, [*FILES, REPORT, PICTURE], args.force)
+    check_writable(args.out)
     options = CompressionOptions(
         **{f.name: getattr(args, f.name) for f in fields(CompressionOptions)}
     )

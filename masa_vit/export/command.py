@@ -12,7 +12,7 @@ from masa_vit.export.check import DTYPES
 from masa_vit.export.folder import FILES, export_folded, export_hub
 from masa_vit.export.graph import check_installed, check_suffix, export_onnx, export_torch
 from masa_vit.export.source import LoadClassifier, add_source_arguments, load_named
-from masa_vit.export.writing import Exported, check_free
+from masa_vit.export.writing import Exported, check_free, check_writable
 
 
 class Format(NamedTuple):
@@ -65,9 +65,9 @@ def run(args: argparse.Namespace, load_classifier: LoadClassifier | None = None)
         check_installed()
     if suffix:
         check_suffix(args.out, suffix)
-        check_free(args.out.parent, [args.out.name], args.force)
-    else:
-        check_free(args.out, FILES, args.force)
+    folder, names = (args.out.parent, [args.out.name]) if suffix else (args.out, FILES)
+    check_free(folder, names, args.force)
+    check_writable(folder)
     model = load_named(args, load_classifier)
     options: dict[str, Any] = {'bake': True} if args.bake else {}
     exported = export(model, args.out, dtype=args.dtype, force=args.force, **options)

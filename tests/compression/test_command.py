@@ -182,6 +182,18 @@ def test_numbers_that_are_none(tmp_path, capsys, arguments, message):
     assert message in capsys.readouterr().err
 
 
+def test_a_folder_that_cannot_be_written_is_refused_before_the_work(tmp_path, capsys, monkeypatch):
+    def refuse(**kwargs):
+        raise PermissionError(13, 'Permission denied')
+
+    monkeypatch.setattr('tempfile.mkdtemp', refuse)  # root may write anywhere
+    monkeypatch.setattr(
+        'masa_vit.compression.command.load_named', lambda *args, **kwargs: pytest.fail('loaded')
+    )
+    assert compress(*MODEL, '--num-atoms', 2, '--out', tmp_path / 'out') == 1
+    assert 'cannot write into' in capsys.readouterr().err
+
+
 @pytest.fixture
 def tuned(tmp_path):
     """Write the `summary.json` of a training that started from a folder; both are returned."""

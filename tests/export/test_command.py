@@ -66,6 +66,19 @@ def test_refused_before_the_model_is_loaded(
     assert contents(tmp_path) == before
 
 
+@pytest.mark.parametrize(('name', 'out'), [('hub', 'new'), ('torch-export', 'new/a.pt2')])
+def test_a_place_that_cannot_be_written_is_refused_before(tmp_path, capsys, monkeypatch, name, out):
+    def refuse(**kwargs):
+        raise PermissionError(13, 'Permission denied')
+
+    monkeypatch.setattr('tempfile.mkdtemp', refuse)  # root may write anywhere
+    monkeypatch.setattr(
+        'masa_vit.export.command.load_named', lambda *args, **kwargs: pytest.fail('loaded')
+    )
+    assert export(*MODEL, '--format', name, '--out', tmp_path / out) == 1
+    assert 'cannot write into' in capsys.readouterr().err
+
+
 def test_other_errors_are_one_message(tmp_path, capsys, monkeypatch):
     out = tmp_path / 'out'
     assert export(*MODEL, '--format', 'folded', '--bake', '--out', out) == 1
