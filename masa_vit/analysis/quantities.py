@@ -150,11 +150,11 @@ _COMPARISON = {
     'matched_atom': Quantity(
         ('atom',), SCALE, 'the atom of the other model that is matched to this one (-1: none)'
     ),
-    'matched_cosine': Quantity(('atom',), SCALE, 'absolute cosine of the matched atoms'),
+    'matched_cosine': Quantity(('atom',), SCALE, 'absolute cosine of the matched atoms (0: none)'),
     'matched_contributions': Quantity(
         ('layer', 'atom'),
         SCALE,
-        'contributions to the layers of the other model, its atoms in this order',
+        'contributions to the layers of the other model, its atoms in this order (0: none)',
     ),
 }
 

@@ -166,7 +166,9 @@ def _add_tuned(folder: Path, work_dir: Path, epochs: list[int]) -> int:
     try:
         used = summary['config']['model'].get('init_from')
         measured = {
-            record['epoch']: Accuracy(metrics['accuracy/top1'], metrics['accuracy/num_samples'])
+            record['epoch']: Accuracy(
+                metrics['accuracy/top1'], int(metrics['accuracy/num_samples'])
+            )
             for record in summary['history']
             if 'accuracy/top1' in (metrics := record.get('metrics', {}))
         }

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from masa_vit.engine.classify import Predictor
+from masa_vit.engine.config import load_config
 from masa_vit.inspection.sources import Run
 
 
@@ -13,5 +14,10 @@ def load_run(config: str, checkpoint: str) -> Run:
         FileNotFoundError: If config or checkpoint do not exist.
         ValueError: If this is no classifier, or the checkpoint does not fit.
     """
-    predictor = Predictor(config, checkpoint, device='cpu')
+    cfg = load_config(config)
+    if 'model_name' not in cfg.model:  # a detector takes long to build, and has no one `forward`
+        raise ValueError(
+            f'{config!r} is of a {cfg.model.get("type")}, and --images needs a classifier'
+        )
+    predictor = Predictor(cfg, checkpoint, device='cpu')
     return Run(predictor.model.model, predictor.prepare)

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from masa_vit.analysis import compare, history_quantities, read_history, summarize
+from masa_vit.arguments import positive_int
 from masa_vit.export.writing import check_free, check_writable, staged
 from masa_vit.images import find_images
 from masa_vit.inspection.figures import STEMS, draw_report
@@ -55,7 +56,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     images = parser.add_argument_group('images', 'what the models do with them')
     images.add_argument('--images', metavar='FOLDER', help='of any structure')
     images.add_argument(
-        '--num-images', type=_positive, default=128, metavar='N', help='at random (default: 128)'
+        '--num-images', type=positive_int, default=128, metavar='N', help='at random (default: 128)'
     )
     images.add_argument(
         '--num-ablated',
@@ -64,7 +65,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         metavar='N',
         help=f'of them for the removal of atoms, which is slow; 0: none (default: {ABLATED})',
     )
-    images.add_argument('--batch-size', type=_positive, default=32, metavar='B')
+    images.add_argument('--batch-size', type=positive_int, default=32, metavar='B')
 
 
 def run(args: argparse.Namespace, load_run: LoadRun | None = None) -> int:
@@ -83,9 +84,7 @@ def run(args: argparse.Namespace, load_run: LoadRun | None = None) -> int:
     texts = _texts(args)
     report = _inspect(args, texts, load_run)
     if args.work_dir:
-        records = read_history(args.work_dir)
-        epochs = [record.epoch for record in records]
-        report.history = History(epochs, history_quantities(records))
+        _add_history(report, args.work_dir)
     if 'table' in args.format:
         print_report(report)
     writers = _writers(report, args)
@@ -95,6 +94,20 @@ def run(args: argparse.Namespace, load_run: LoadRun | None = None) -> int:
     for name in writers:
         print(args.out / name)
     return 0
+
+
+def _add_history(report: Report, work_dir: str) -> None:
+    records = read_history(work_dir)
+    epochs = [record.epoch for record in records]
+    name = Path(work_dir).resolve().name
+    if len(records) > 1:
+        report.history = History(name, epochs, history_quantities(records))
+        return
+    why = f'{name} has a record of one moment only (epoch {epochs[0]}): no history can be told.'
+    if not report.models:
+        raise ValueError(why)
+    for model in report.models:
+        report.notes[model] = f'{report.notes.get(model, "")} {why}'.strip()
 
 
 def _check_output(args: argparse.Namespace) -> None:
@@ -107,7 +120,7 @@ def _check_output(args: argparse.Namespace) -> None:
 
 
 def _texts(args: argparse.Namespace) -> list[str]:
-    """What to load: the reference of comparisons first."""
+    """What to load."""
     texts = list(args.sources)
     if not texts and args.work_dir and (Path(args.work_dir) / LAST_CHECKPOINT).is_file():
         texts = [args.work_dir]  # else its history alone
@@ -119,14 +132,17 @@ def _texts(args: argparse.Namespace) -> list[str]:
         raise ValueError('nothing to inspect: give a model, a checkpoint, or --run WORK_DIR')
     if args.images and not texts:
         raise ValueError(f'--images needs a model, and {args.work_dir!r} has no checkpoint')
-    return [args.against, *texts] if args.against else texts
+    return [*texts, args.against] if args.against else texts
 
 
 def _inspect(args: argparse.Namespace, texts: Sequence[str], load_run: LoadRun | None) -> Report:
     sources = unique_names([load(text, args.config, load_run) for text in texts])
     report = Report()
     for source in sources:
-        summary = report.models[source.name] = summarize(source.weights)
+        try:
+            summary = report.models[source.name] = summarize(source.weights)
+        except ValueError as error:
+            raise ValueError(f'{source.name}: {error}') from error
         notes = []
         if not source.weights.shares:
             notes.append(
@@ -139,9 +155,13 @@ def _inspect(args: argparse.Namespace, texts: Sequence[str], load_run: LoadRun |
             notes.append(note)
         if notes:
             report.notes[source.name] = ' '.join(notes)
+    if args.against:
+        pairs = [(source, sources[-1]) for source in sources[:-1]]
+    else:
+        pairs = [(sources[0], other) for other in sources[1:]]
     report.comparisons = [
-        Comparison(sources[0].name, other.name, compare(sources[0].weights, other.weights))
-        for other in sources[1:]
+        Comparison(first.name, other.name, compare(first.weights, other.weights))
+        for first, other in pairs
     ]
     return report
 
@@ -159,14 +179,15 @@ def _writers(report: Report, args: argparse.Namespace) -> dict[str, Callable[[Pa
     pictures = [kind for kind in args.format if kind in PICTURES]
     figures = dict(draw_report(report)) if pictures else {}
     if pictures and report.history is not None:
-        epochs, projections = report.history
+        name, epochs, projections = report.history
         figures['history'] = draw_history(projections, epochs)
+        figures['history'].suptitle(name)
         writers['history.gif'] = partial(write_animation, projections, epochs)
     for stem, figure in figures.items():
         for kind in pictures:
             writers[f'{stem}.{kind}'] = partial(_save, figure)
     if 'html' in args.format:
-        title = ', '.join(report.models) or Path(args.work_dir).name
+        title = ', '.join(report.models) or Path(args.work_dir).resolve().name
         writers['report.html'] = partial(write_page, report, title=title)
     return writers
 
@@ -177,15 +198,13 @@ def _save(figure: Any, path: Path) -> None:
 
 
 def _formats(text: str) -> list[str]:
-    formats = [part.strip() for part in text.split(',')]
+    formats = [part.strip() for part in text.split(',') if part.strip()]
+    if not formats:
+        raise argparse.ArgumentTypeError(
+            f'{text!r} names no format: expected some of {",".join(FORMATS)}'
+        )
     if unknown := [part for part in formats if part not in FORMATS]:
         raise argparse.ArgumentTypeError(
             f'unknown format {", ".join(map(repr, unknown))}: expected some of {",".join(FORMATS)}'
         )
     return formats
-
-
-def _positive(text: str) -> int:
-    if not text.isdecimal() or int(text) < 1:
-        raise argparse.ArgumentTypeError(f'{text!r} is not valid, expected an integer >= 1')
-    return int(text)

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from masa_vit.analysis import Summary
-from masa_vit.inspection.report import Comparison, Report
+from masa_vit.inspection.report import Arrays, Comparison, Report
 from masa_vit.plots.heatmaps import SEQUENTIAL, draw_matrix, heatmaps, value_range
 
 if TYPE_CHECKING:
@@ -49,8 +49,10 @@ def draw_model(summary: Summary, title: str) -> Iterator[tuple[str, Figure]]:
             panels = {name: arrays[kind] for name, arrays in shared.items()}
             yield kind, heatmaps(panels, label, 'atom', title)
         yield 'atoms', _draw_atoms(summary, title)
-    alike = {name: _without_diagonal(arrays['weight_similarity']) for name, arrays in every.items()}
-    yield 'similarity', heatmaps(alike, 'cosine of weights', 'layer', title, square=True)
+    if summary.depth > 1:
+        alike = {name: arrays['weight_similarity'] for name, arrays in every.items()}
+        label = 'cosine of weights'
+        yield 'similarity', heatmaps(alike, label, 'layer', title, square=True, limits=(-1, 1))
     yield 'ranks', _draw_ranks(summary, title)
     yield 'spectra', _draw_spectra(summary, title)
     if all('head_norms' in arrays for arrays in every.values()):
@@ -62,11 +64,6 @@ def draw_model(summary: Summary, title: str) -> Iterator[tuple[str, Figure]]:
     if summary.images:
         yield 'activations', _draw_activations(summary, title)
         yield 'attention', _draw_attention(summary, title)
-
-
-def _without_diagonal(similarity: torch.Tensor) -> torch.Tensor:
-    """Ones on the diagonal would hide the rest."""
-    return similarity.clone().fill_diagonal_(math.nan)
 
 
 def _lines(ax: Any, rows: Mapping[str, torch.Tensor], xlabel: str, ylabel: str) -> None:
@@ -122,8 +119,7 @@ def _draw_spectra(summary: Summary, title: str) -> Figure:
             ax.plot(places, values, color=colours(layer / max(1, summary.depth - 1)), linewidth=1)
         control = arrays['gaussian_singular_values'].tolist()
         ax.plot(places, control, 'k--', linewidth=1.2, label='Gaussian')
-        ax.set(title=name.upper(), xlabel='index', yscale='log')
-        ax.set_ylim(max(1e-5, 0.3 * control[-2]), None)
+        ax.set(title=name.upper(), xlabel='index', ylim=(0, None))
         ax.grid(alpha=0.3)
     axes[0].set_ylabel('singular value / norm')
     axes[0].legend(fontsize='small')
@@ -167,7 +163,8 @@ def _draw_activations(summary: Summary, title: str) -> Figure:
     for head in range(distance.shape[1]):
         axes[0].plot(range(len(distance)), distance[:, head].numpy(), 'o', color='C0', alpha=0.6)
     axes[0].plot(range(len(distance)), distance.mean(1).numpy(), 'k-', label='mean over heads')
-    axes[0].set(xlabel='layer', ylabel='attention distance, pixels', ylim=(0, None))
+    top = 1.08 * float(distance.max())
+    axes[0].set(xlabel='layer', ylabel='attention distance, pixels', ylim=(0, top))
     axes[0].legend(fontsize='small')
     if with_cka:
         image = draw_matrix(axes[1], summary.images['cka'], (0, 1), signed=False, square=True)
@@ -204,6 +201,19 @@ def _draw_attention(summary: Summary, title: str) -> Figure:
     return figure
 
 
+def _label_partners(ax: Any, arrays: Arrays, second: Arrays) -> None:
+    """Say below which atoms of the second model stand here, how alike they are, and which are left."""
+    partners, cosines = arrays['matched_atom'].tolist(), arrays['matched_cosine'].tolist()
+    texts = [
+        '-' if partner < 0 else f'{partner}\n({cosine:.2f})'
+        for partner, cosine in zip(partners, cosines, strict=True)
+    ]
+    ax.set_xticks(range(len(texts)), texts, fontsize='small' if len(texts) <= 4 else 5)
+    left = sorted({*range(second['coefficients'].shape[1])} - {*partners})
+    missing = f'\nnot matched: {", ".join(map(str, left))}' if left else ''
+    ax.set_xlabel(f'its atom (cosine){missing}', fontsize='small')
+
+
 def draw_comparison(comparison: Comparison, report: Report) -> Figure:
     """Draw what atoms add to layers in two models, matched atoms in one place; cosines of layers."""
     from matplotlib.figure import Figure
@@ -220,7 +230,7 @@ def draw_comparison(comparison: Comparison, report: Report) -> Figure:
         else [figure]
     )
     if matched:
-        rows = parts[0].subplots(2, len(matched), sharex='col', squeeze=False)
+        rows = parts[0].subplots(2, len(matched), squeeze=False)
         pairs = [
             (report.models[first].projections[n]['contributions'], a['matched_contributions'])
             for n, a in matched.items()
@@ -230,12 +240,14 @@ def draw_comparison(comparison: Comparison, report: Report) -> Figure:
             for row, matrix in enumerate(pair):
                 image = draw_matrix(rows[row][column], matrix, scale, signed=False)
             rows[0][column].set_title(name.upper())
-            rows[1][column].set_xlabel('atom')
+            rows[0][column].set_xlabel('atom')
+            _label_partners(rows[1][column], matched[name], report.models[second].projections[name])
         for row, name in enumerate((first, second)):
             rows[row][0].set_ylabel(f'layer of {name}', fontsize='small')
         parts[0].colorbar(image, ax=rows, label='norm of what the atom adds')
     ax = parts[-1].subplots()
     _lines(ax, cosines, 'layer', 'cosine of the weights')
+    ax.set_ylim(-1.05, 1.05)
     if cosines:
         ax.legend(fontsize='small', ncols=4)
     figure.suptitle(f'{first} beside {second}')

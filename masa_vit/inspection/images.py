@@ -89,6 +89,12 @@ def look(
     sample = sample_images(folder, num_images, model.num_classes)
     prepare = source.prepare or timm_transform(model)
     images = torch.stack([prepare(path) for path in sample.paths])
+    channels = model.patch_embed.proj.in_channels
+    if images.shape[1] != channels:
+        raise ValueError(
+            f'{source.name} takes images of {channels} channels, and they are read as {images.shape[1]} '
+            '(RGB): --images needs a model of RGB images'
+        )
     batches = images.split(batch_size)
     shown = images[:SHOWN]
     summary.images = {

@@ -32,6 +32,7 @@ class History(NamedTuple):
     Under the names of `QUANTITIES`, of one projection each, and of atoms alone: without residuals.
     """
 
+    run: str
     epochs: Sequence[int]
     projections: Mapping[str, Arrays]
 
@@ -89,6 +90,7 @@ class Report:
             'history': None
             if self.history is None
             else {
+                'run': self.history.run,
                 'epochs': list(self.history.epochs),
                 'projections': _lists(self.history.projections),
             },

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import ast
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -76,7 +76,7 @@ def load(text: str, config: str | None = None, load_run: LoadRun | None = None) 
         if config is not None:
             raise ValueError(f'--config is for checkpoints, and {text!r} is none')
         model = load_source(text)
-        return Source(_short(text), projection_weights(model), model)
+        return Source(_short(text), _weights(model, text), model)
     return _load_checkpoint(path, config, load_run)
 
 
@@ -87,12 +87,19 @@ def _load_checkpoint(path: Path, config: str | None, load_run: LoadRun | None) -
     if found and load_run is not None:
         try:
             run = load_run(found, str(path))
-            return Source(name, projection_weights(run.model), run.model, run.prepare)
+            return Source(name, _weights(run.model, name), run.model, run.prepare)
         except (ValueError, ImportError, FileNotFoundError) as error:
             if config is not None:
                 raise
             why = f'the config beside it, {found!r}, does not give a model: {error}'
-    return Source(name, projection_weights(read_state_dict(path)), why=why)
+    return Source(name, _weights(read_state_dict(path), name), why=why)
+
+
+def _weights(source: nn.Module | Mapping[str, torch.Tensor], name: str) -> ProjectionWeights:
+    try:
+        return projection_weights(source)
+    except ValueError as error:
+        raise ValueError(f'{name}: {error}') from error
 
 
 def _config_beside(checkpoint: Path) -> str | None:

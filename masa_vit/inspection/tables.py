@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from masa_vit.analysis import QUANTITIES, Summary
-from masa_vit.inspection.report import Report, mean_off_diagonal
+from masa_vit.inspection.report import Comparison, Report, mean_off_diagonal
 
 AXES = ('layer', 'other_layer', 'atom', 'other_atom', 'principal_atom', 'head', 'index')
 """Columns that say which number of an array a row holds."""
@@ -51,7 +51,6 @@ def print_report(report: Report) -> None:
     """Print the main figures, and C of each projection, on the terminal."""
     from rich.console import Console
     from rich.markup import escape
-    from rich.table import Table
 
     console = Console()
     for name, summary in report.models.items():
@@ -60,24 +59,31 @@ def print_report(report: Report) -> None:
             console.print(f'[yellow]{escape(note)}[/yellow]', highlight=False)
         _print_summary(console, summary)
         _print_coefficients(console, summary)
-    for first, second, projections in report.comparisons:
-        table = Table(title=escape(f'{first} beside {second}'))
-        heads = ('', 'cosine of weights', 'largest angle of spans', 'cosine of matched atoms')
-        for index, head in enumerate(heads):
-            table.add_column(head, justify='right' if index else 'left')
-        for of, arrays in projections.items():
-            table.add_row(
-                of.upper(),
-                *(
-                    _format(reduce(arrays[key]), form) if key in arrays else '-'
-                    for key, reduce, form in (
-                        ('other_cosine', _mean, '.3f'),
-                        ('subspace_angles', max, '.1f'),
-                        ('matched_cosine', _mean, '.3f'),
-                    )
-                ),
-            )
-        console.print(table)
+    for comparison in report.comparisons:
+        _print_comparison(console, comparison)
+
+
+def _print_comparison(console: Any, comparison: Comparison) -> None:
+    from rich.markup import escape
+    from rich.table import Table
+
+    first, second, projections = comparison
+    table = Table(title=escape(f'{first} beside {second}'))
+    heads = ('', 'cosine of weights', 'largest angle of spans', 'atoms matched', 'their cosine')
+    for index, head in enumerate(heads):
+        table.add_column(head, justify='right' if index else 'left')
+    for of, arrays in projections.items():
+        cells = [of.upper(), '-', '-', '-', '-']
+        if 'other_cosine' in arrays:
+            cells[1] = _format(_mean(arrays['other_cosine']), '.3f')
+        if 'subspace_angles' in arrays:
+            cells[2] = _format(arrays['subspace_angles'].max(), '.1f')
+        if 'matched_atom' in arrays:
+            matched = arrays['matched_atom'] >= 0
+            cells[3] = f'{int(matched.sum())} of {len(matched)}'
+            cells[4] = _format(_mean(arrays['matched_cosine'][matched]), '.3f')
+        table.add_row(*cells)
+    console.print(table)
 
 
 def _headline(summary: Summary) -> str:
@@ -89,25 +95,32 @@ def _headline(summary: Summary) -> str:
 def _print_summary(console: Any, summary: Summary) -> None:
     from rich.table import Table
 
-    table = Table(caption='mean over layers; effective rank of a Gaussian matrix in brackets')
-    for head in ('', 'atoms', 'used', 'of a layer', 'dead', 'doubled', 'cosine', 'effective rank'):
+    table = Table(
+        caption='effective numbers of atoms: used of the dictionary, mean of a layer, spectral (compare '
+        'this one between runs); mean cosine between weights of layers; mean effective rank (of a '
+        'Gaussian matrix)'
+    )
+    heads = ('', 'atoms', 'used', 'of a layer', 'spectral', 'dead', 'doubled', 'cosine', 'rank')
+    for head in heads:
         table.add_column(head, justify='right', no_wrap=True)
     for name, arrays in summary.projections.items():
         key = summary.dictionary_of.get(name)
-        atoms = ['-'] * 5
+        atoms = ['-'] * 6
         if key is not None:
             atoms = [
                 str(arrays['coefficients'].shape[1]),
                 _format(summary.dictionaries[key]['used_atoms'], '.1f'),
                 _format(_mean(arrays['effective_atoms']), '.1f'),
+                _format(arrays['spectral_atoms'], '.1f'),
                 ', '.join(map(str, summary.dead[key])) or 'none',
                 ', '.join(f'{a}={b}' for a, b in summary.doubled[key]) or 'none',
             ]
+        cosine = mean_off_diagonal(arrays['weight_similarity'])
         rank, control = _mean(arrays['effective_rank']), arrays['gaussian_effective_rank']
         table.add_row(
             name.upper(),
             *atoms,
-            f'{mean_off_diagonal(arrays["weight_similarity"]):+.3f}',
+            _format(cosine, '+.3f') if summary.depth > 1 else '-',
             f'{_format(rank, ".0f")} ({_format(control, ".0f")})',
         )
     console.print(table)
@@ -121,7 +134,7 @@ def _print_coefficients(console: Any, summary: Summary) -> None:
     for name, arrays in summary.projections.items():
         if 'coefficients' not in arrays:
             continue
-        table = Table(title=f'{name.upper()}: layer by atom')
+        table = Table(title=f'{name.upper()}: C, layer by atom')
         for header in ('', *map(str, range(arrays['coefficients'].shape[1]))):
             table.add_column(header, justify='right', no_wrap=True)
         for layer, row in enumerate(arrays['coefficients'].tolist()):

@@ -66,7 +66,7 @@ def heatmaps(
     from matplotlib.figure import Figure  # not pyplot: no global state, no screen needed
 
     depth, count = next(iter(panels.values())).shape
-    width = max(1.4, 0.22 * count, 0.22 * depth if square else 0)
+    width = min(max(1.4, 0.22 * count, 0.22 * depth if square else 0), 3.4)
     figure = Figure(
         figsize=(1.4 + len(panels) * width, max(2.4, 0.9 + 0.2 * depth)), layout='constrained'
     )
@@ -97,7 +97,6 @@ def draw_matrix(
 ) -> AxesImage:
     """Draw a matrix as a picture into a panel, with whole numbers on its axes."""
     from matplotlib import colormaps
-    from matplotlib.ticker import MaxNLocator
 
     image = ax.imshow(
         matrix.numpy(),
@@ -107,6 +106,7 @@ def draw_matrix(
         aspect='equal' if square else 'auto',
         interpolation='none',
     )
-    ax.xaxis.set_major_locator(MaxNLocator(integer=True, nbins=6))
-    ax.yaxis.set_major_locator(MaxNLocator(integer=True))
+    rows, columns = matrix.shape
+    ax.set_xticks(range(0, columns, -(-columns // 8)))
+    ax.set_yticks(range(0, rows, -(-rows // 12)))
     return image

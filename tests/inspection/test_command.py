@@ -68,7 +68,7 @@ def test_report_of_a_checkpoint_in_all_formats(noisy, checkpoint, tmp_path, caps
     with (out / 'report.csv').open(newline='') as file:
         assert tuple(next(csv.reader(file))) == COLUMNS
     printed = capsys.readouterr().out
-    assert 'Q: layer by atom' in printed
+    assert 'Q: C, layer by atom' in printed
     pictures = ('coefficients', 'shares', 'atoms', 'similarity', 'ranks', 'spectra')
     names = {f'{picture}.{kind}' for picture in pictures for kind in ('png', 'svg')}
     assert {path.name for path in out.iterdir()} == names | {
@@ -83,8 +83,8 @@ def test_name_of_a_model_is_enough(tmp_path, capsys):
     out = str(tmp_path / 'out')
     assert main(['inspect', 'vit_tiny_masa_qkv_s4', '--out', out, '--format', 'table']) == 0
     out = capsys.readouterr().out
-    assert 'V: layer by atom' in out
-    assert 'O: layer by atom' not in out  # O does not share
+    assert 'V: C, layer by atom' in out
+    assert 'O: C, layer by atom' not in out  # O does not share
     assert not (tmp_path / 'out').exists() or not [*(tmp_path / 'out').iterdir()]
 
 
@@ -107,8 +107,8 @@ def test_models_are_compared_with_the_first_or_with_another(noisy, checkpoint, t
         checkpoint, '--against', tmp_path / 'b.pth', '--out', tmp_path / 'c', '--format', 'json'
     )
     (comparison,) = read(tmp_path / 'c/report.json')['comparisons']
-    assert comparison['first'][-5:] == 'b.pth'
-    assert len(comparison['projections']['q']['matched_atom']) == 3
+    assert comparison['second'][-5:] == 'b.pth'
+    assert len(comparison['projections']['q']['matched_atom']) == 2
 
 
 def test_the_same_model_twice_has_two_names(checkpoint, tmp_path):
@@ -205,6 +205,9 @@ def test_a_run_without_a_checkpoint_has_its_history(noisy, tmp_path):
     document = read(out / 'report.json')
     assert document['models'] == {}
     assert document['history']['epochs'] == [0, 1]
+    (tmp_path / 'run/atoms/epoch_1.safetensors').unlink()
+    with pytest.raises(ValueError, match='one moment only'):
+        inspect('--run', tmp_path / 'run', '--out', tmp_path / 'b')
 
 
 def test_the_model_of_a_run_can_be_compared(noisy, checkpoint, tmp_path):
@@ -214,7 +217,7 @@ def test_the_model_of_a_run_can_be_compared(noisy, checkpoint, tmp_path):
     run = ['--run', tmp_path / 'run', '--format', 'json']
     inspect(*run, '--against', checkpoint, '--out', tmp_path / 'out')
     (comparison,) = read(tmp_path / 'out/report.json')['comparisons']
-    assert (comparison['first'][-8:], comparison['second']) == ('last.pth', 'run/epoch_2.pth')
+    assert (comparison['first'], comparison['second'][-8:]) == ('run/epoch_2.pth', 'last.pth')
     with pytest.raises(ValueError, match='nothing to compare with --against'):
         inspect('--against', checkpoint, '--out', tmp_path / 'b')
 
@@ -226,6 +229,36 @@ def test_a_script_beside_a_checkpoint_is_not_run(noisy, tmp_path):
     argv = ['inspect', str(tmp_path), '--out', str(tmp_path / 'out'), '--format', 'json']
     assert main(argv) == 0
     assert not (tmp_path / 'ran').exists()
+
+
+def test_the_work_dir_of_a_detector_shows_its_weights(noisy, photos, tmp_path):
+    state = {f'backbone.{key}': value for key, value in noisy().state_dict().items()}
+    torch.save({'state_dict': state}, tmp_path / 'epoch_1.pth')
+    (tmp_path / 'last_checkpoint').write_text('epoch_1.pth')
+    config = tmp_path / 'mask_rcnn.py'
+    config.write_text("default_scope = 'mmdet'\nmodel = dict(type='MaskRCNN', backbone=dict())\n")
+    argv = ['inspect', str(tmp_path), '--format', 'json', '--out']
+    assert main([*argv, str(tmp_path / 'out')]) == 0
+    (model,) = read(tmp_path / 'out/report.json')['models'].values()
+    assert model['num_heads'] is None
+    assert main([*argv, str(tmp_path / 'b'), '--images', str(photos)]) == 1
+
+
+def test_models_of_other_than_rgb_images_are_refused(noisy, photos, tmp_path):
+    args = dict(num_atoms=2, img_size=32, patch_size=8, embed_dim=32, depth=4, num_heads=2)
+    masa_vit.export.export_hub(noisy('vit_tiny_masa_s4', in_chans=1, **args), tmp_path / 'grey')
+    with pytest.raises(ValueError, match='takes images of 1 channels'):
+        inspect(tmp_path / 'grey', '--out', tmp_path / 'out', '--images', photos)
+
+
+def test_errors_name_the_source(noisy, checkpoint, tmp_path):
+    state = noisy().state_dict()
+    state['banks.q.atoms'][0, 0, 0] = float('nan')
+    torch.save({'state_dict': state}, tmp_path / 'nan.pth')
+    with pytest.raises(ValueError, match=r"nan\.pth: the weights of projection 'q' are not finite"):
+        inspect(checkpoint, tmp_path / 'nan.pth', '--out', tmp_path / 'out')
+    with pytest.raises(ValueError, match='resnet18: there are no attention projections'):
+        inspect('resnet18', '--out', tmp_path / 'out')
 
 
 def test_names_are_no_markup(noisy, tmp_path, capsys):

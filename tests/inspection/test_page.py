@@ -65,7 +65,7 @@ def make_report(second: str) -> Report:
         'effective_atoms': torch.rand(3, DEPTH),
         'atom_use': torch.rand(3, 2),
     }
-    report.history = History(EPOCHS, dict.fromkeys('qkvo', recorded))
+    report.history = History('run', EPOCHS, dict.fromkeys('qkvo', recorded))
     return report
 
 

@@ -38,7 +38,9 @@ def test_the_document_says_what_its_arrays_are(report):
 
 def test_a_history_stands_beside_the_models(report):
     arrays = report.models['two'].projections['q']
-    history = History([0, 1], {'q': {'coefficients': arrays['coefficients'].expand(2, -1, -1)}})
+    history = History(
+        'run', [0, 1], {'q': {'coefficients': arrays['coefficients'].expand(2, -1, -1)}}
+    )
     document = Report(history=history).to_dict()
     assert document['history']['epochs'] == [0, 1]
     assert document['history']['projections']['q']['coefficients'][1] == (

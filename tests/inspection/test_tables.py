@@ -45,7 +45,7 @@ def test_the_terminal_shows_counts_atoms_and_the_comparison(report, capsys):
     out = capsys.readouterr().out
     summary = report.models['two']
     assert f'{summary.attention_parameters:,} attention parameters' in out
-    assert 'Q: layer by atom' in out
+    assert 'Q: C, layer by atom' in out
     assert f'{summary.projections["q"]["coefficients"][0, 0].item():+.2f}' in out
     assert 'two beside three' in out
 
@@ -59,4 +59,4 @@ def test_dead_and_doubled_atoms_stand_in_the_table(noisy, capsys):
     row = next(line for line in capsys.readouterr().out.splitlines() if '0=1' in line)
     cells = [cell.strip() for cell in row.split('│')]
     assert cells[1] == 'Q'
-    assert cells[5:7] == ['2', '0=1']
+    assert cells[6:8] == ['2', '0=1']

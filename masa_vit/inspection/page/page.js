@@ -132,6 +132,7 @@ function setUpHistory() {
   [state.recorded = null] = names;
   fillSelect(byId('recorded'), names.map((name) => [name, words(name)]), state.recorded);
   if (!report.history) return;
+  byId('run').textContent = report.history.run;
   byId('epoch').max = report.history.epochs.length - 1;
   showEpoch(report.history.epochs.length - 1);
   byId('epoch').addEventListener('input', ({ target }) => {
