@@ -9,7 +9,13 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from masa_vit.analysis import compare, history_quantities, read_history, summarize
+from masa_vit.analysis import (
+    AtomRecord,
+    compare,
+    history_quantities,
+    read_history,
+    summarize,
+)
 from masa_vit.arguments import positive_int
 from masa_vit.export.writing import check_free, check_writable, staged
 from masa_vit.images import find_images
@@ -82,9 +88,10 @@ def run(args: argparse.Namespace, load_run: LoadRun | None = None) -> int:
     if args.images:
         find_images([args.images])
     texts = _texts(args)
+    records = read_history(args.work_dir) if args.work_dir else []
     report = _inspect(args, texts, load_run)
-    if args.work_dir:
-        _add_history(report, args.work_dir)
+    if records:
+        _add_history(report, Path(args.work_dir).resolve().name, records)
     if 'table' in args.format:
         print_report(report)
     writers = _writers(report, args)
@@ -96,10 +103,8 @@ def run(args: argparse.Namespace, load_run: LoadRun | None = None) -> int:
     return 0
 
 
-def _add_history(report: Report, work_dir: str) -> None:
-    records = read_history(work_dir)
+def _add_history(report: Report, name: str, records: Sequence[AtomRecord]) -> None:
     epochs = [record.epoch for record in records]
-    name = Path(work_dir).resolve().name
     if len(records) > 1:
         report.history = History(name, epochs, history_quantities(records))
         return
