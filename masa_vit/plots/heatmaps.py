@@ -67,9 +67,8 @@ def heatmaps(
 
     depth, count = next(iter(panels.values())).shape
     width = min(max(1.4, 0.22 * count, 0.22 * depth if square else 0), 3.4)
-    figure = Figure(
-        figsize=(1.4 + len(panels) * width, max(2.4, 0.9 + 0.2 * depth)), layout='constrained'
-    )
+    height = 1.2 + width * depth / count if square else max(2.4, 0.9 + 0.2 * depth)
+    figure = Figure(figsize=(1.4 + len(panels) * width, height), layout='constrained')
     axes = figure.subplots(1, len(panels), sharey=True, squeeze=False)[0]
     limits = limits or value_range(panels.values(), signed)
     for ax, (name, matrix) in zip(axes, panels.items(), strict=True):
