@@ -9,7 +9,7 @@ from torch.nn import functional as F
 
 from masa_vit.analysis import sharing
 from masa_vit.analysis.records import AtomRecord
-from masa_vit.analysis.similarity import composed_similarity
+from masa_vit.analysis.similarity import composed_similarity, mean_off_diagonal
 
 
 def history_quantities(records: Sequence[AtomRecord]) -> dict[str, dict[str, torch.Tensor]]:
@@ -77,14 +77,12 @@ def summary_numbers(record: AtomRecord) -> dict[str, dict[str, float]]:
     All are invariant to scale, the last one to mixing, too.
     """
     numbers = {}
-    for name, coef in record.coef.items():
+    for name in record.coef:
         found = _quantities(record, name)
-        similarity, depth = found['composed_similarity'], len(coef)
-        off_diagonal = similarity.sum() - similarity.trace()
         numbers[name] = {
             'effective_atoms': float(found['effective_atoms'].mean()),
             'dead_atoms': float(len(sharing.dead_atoms(found['atom_use']))),
             'doubled_atoms': float(len(sharing.doubled_atoms(found['atom_overlap']))),
-            'layer_similarity': float(off_diagonal / max(depth * (depth - 1), 1)),
+            'layer_similarity': mean_off_diagonal(found['composed_similarity']),
         }
     return numbers

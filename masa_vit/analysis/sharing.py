@@ -120,7 +120,7 @@ def canonical_form(coef: torch.Tensor, gram: torch.Tensor) -> CanonicalForm:
     Coefficients and energies are invariant to mixing, and so the ones to compare between
     runs, as long as no two energies are equal (then their atoms are known as a plane only). Signs are
     chosen so that the largest coefficient of each atom is positive. Ours; it is Matrix PCA
-    (https://arxiv.org/abs/2508.04581, Sec. "Matrix PCA") of the composed weights. R <= min(L, S) leaves
+    (https://arxiv.org/abs/2508.04581) of the composed weights. R <= min(L, S) leaves
     out what the weights do not span.
     """
     norms = atom_norms(gram)

@@ -39,6 +39,12 @@ def composed_similarity(coef: torch.Tensor, gram: torch.Tensor) -> torch.Tensor:
     return torch.where(scale > 0, products / scale, 0.0).clamp(-1, 1)
 
 
+def mean_off_diagonal(similarity: torch.Tensor) -> float:
+    """Mean of a similarity (L, L) over pairs of different layers; 0 for a single layer."""
+    pairs = similarity.numel() - len(similarity)
+    return float((similarity.sum() - similarity.trace()) / max(pairs, 1))
+
+
 def _unit_rows(rows: torch.Tensor) -> torch.Tensor:
     flat = rows.flatten(1).double()
     norms = flat.norm(dim=1, keepdim=True)

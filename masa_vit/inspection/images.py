@@ -105,7 +105,7 @@ def look(
     if len(images) >= 4:  # fewer say nothing
         summary.images['cka'] = layer_cka(model, batches)
     if num_ablated and source.weights.shares and model.num_classes:
-        _ablate(model, summary, batches, sample, num_ablated)
+        _ablate(model, summary, images[:num_ablated], sample.classes, batch_size)
     return [_data_url(image) for image in shown], _note(summary, sample, folder, model)
 
 
@@ -145,16 +145,16 @@ def _data_url(image: torch.Tensor) -> str:
 
 
 def _ablate(
-    model: Any, summary: Summary, batches: Sequence[torch.Tensor], sample: Sample, count: int
+    model: Any,
+    summary: Summary,
+    images: torch.Tensor,
+    classes: Sequence[int] | None,
+    batch_size: int,
 ) -> None:
-    images = torch.cat([*batches])[:count]
-    size = len(batches[0])
-    if sample.classes is None:
-        data: Any = images.split(size)
-    else:
-        classes = torch.tensor(sample.classes[:count])
-        data = [*zip(images.split(size), classes.split(size), strict=True)]
-    ablation = ablate_atoms(model, data)
+    batches: Any = images.split(batch_size)
+    if classes is not None:
+        batches = zip(batches, torch.tensor(classes[: len(images)]).split(batch_size), strict=True)
+    ablation = ablate_atoms(model, batches)
     summary.images['num_ablated'] = torch.tensor(len(images))
     if ablation.accuracy is not None:
         summary.images['accuracy'] = torch.tensor(ablation.accuracy)

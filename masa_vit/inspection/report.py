@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
@@ -131,9 +130,3 @@ def _lists(scopes: Mapping[str, Arrays]) -> dict[str, dict[str, Any]]:
         of: {name: value.tolist() for name, value in arrays.items()}
         for of, arrays in scopes.items()
     }
-
-
-def mean_off_diagonal(similarity: torch.Tensor) -> float:
-    """Mean cosine between different layers; nan if there is one layer."""
-    count = similarity.numel() - len(similarity)
-    return float((similarity.sum() - similarity.trace()) / count) if count else math.nan
