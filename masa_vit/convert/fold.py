@@ -13,21 +13,37 @@ from timm.models.vision_transformer import VisionTransformer
 from torch import nn
 
 from masa_vit.layers import SharedLinear, fold_linears
-from masa_vit.models.vision_transformer_masa import MasaVisionTransformer, dense_architecture
+from masa_vit.models.vision_transformer_masa import (
+    SIZES,
+    MasaVisionTransformer,
+    dense_architecture,
+)
 
 MASA_ARGS = frozenset(inspect.signature(MasaVisionTransformer.__init__).parameters) - frozenset(
     inspect.signature(VisionTransformer.__init__).parameters
 )
 """Arguments of a model that a folded one has not."""
 
+_CLIP, _CLIP_EPS = 'vit_base_patch16_clip_224', 1e-5
+"""A CLIP tower of timm, and the epsilon of its layer norms."""
 
-def dense_args(args: Mapping[str, Any]) -> dict[str, Any]:
-    """The arguments of the plain timm model that a MASA model with `args` folds to."""
+
+def dense_record(architecture: str, args: Mapping[str, Any]) -> tuple[str, dict[str, Any]]:
+    """Name the timm architecture that a MASA model folds to, and the arguments that make it this model.
+
+    ``vit_base_masa_s4`` folds to ``vit_base_patch16_224``. timm has no argument for the epsilon of
+    norms: a model with that of CLIP is timm's CLIP tower, with sizes of its own; for others the
+    arguments hold a class, which no file can.
+    """
+    name = dense_architecture(architecture)
     dense = {key: value for key, value in args.items() if key not in MASA_ARGS}
-    if args.get('norm_eps') is not None:  # timm has no such argument, but takes a class
-        norm_layer = get_norm_layer(dense.get('norm_layer') or 'layernorm')
-        dense['norm_layer'] = partial(norm_layer, eps=args['norm_eps'])
-    return dense
+    if (eps := args.get('norm_eps')) is None:
+        return name, dense
+    norm = dense.pop('norm_layer', None) or 'layernorm'
+    if (norm, eps) == ('layernorm', _CLIP_EPS):
+        size = name.split('_')[1]
+        return _CLIP, {'patch_size': 16, **SIZES[size], 'pre_norm': False, **dense}
+    return name, {**dense, 'norm_layer': partial(get_norm_layer(norm), eps=eps)}
 
 
 def fold(model: nn.Module) -> nn.Module:
@@ -72,7 +88,9 @@ def fold(model: nn.Module) -> nn.Module:
 def _rename(model: Any) -> None:
     """Make the records from which timm creates the model again those of the dense model."""
     if getattr(model, 'pretrained_cfg', None):
-        name = dense_architecture(model.pretrained_cfg['architecture'])
+        args = getattr(model, '_model_args', {})
+        name, args = dense_record(model.pretrained_cfg['architecture'], args)
         model.pretrained_cfg = model.default_cfg = {**model.pretrained_cfg, 'architecture': name}
-    if hasattr(model, '_model_args'):
-        model._model_args = dense_args(model._model_args)
+        if hasattr(model, '_model_args'):
+            # the number of classes that an architecture has by itself is not always the MASA model's
+            model._model_args = {'num_classes': model.num_classes, **args}

@@ -16,7 +16,7 @@ from torch import nn
 
 import masa_vit
 from masa_vit.cls import DistilledClassifier, ImageClassifier
-from masa_vit.convert.fold import MASA_ARGS
+from masa_vit.convert.fold import dense_record
 from masa_vit.engine.build import build_model
 from masa_vit.engine.config import load_config
 from masa_vit.engine.files import read_checkpoint
@@ -107,15 +107,15 @@ def _make_dense(node: Any) -> None:
         for key in _TEACHER_ARGS & set(node):
             del node[key]
     _resolve_folder(node)
-    if dense := dense_architecture(str(node.get('model_name', ''))):
-        node['model_name'] = dense
-        if (node.get('model_args') or {}).get('norm_eps') is not None:
+    if dense_architecture(name := str(node.get('model_name', ''))):
+        node['model_name'], args = dense_record(name, node.get('model_args') or {})
+        if callable(args.get('norm_layer')):
             raise ValueError(
-                'the plain timm model takes norm_eps as a class only, which a config cannot hold; '
-                'masa_vit.fold folds the model itself'
+                f'the plain timm model takes norms with norm_eps={node["model_args"]["norm_eps"]} as a '
+                'class only, which a config cannot hold; masa_vit.fold folds the model itself'
             )
-        for key in MASA_ARGS & set(node.get('model_args') or {}):
-            del node['model_args'][key]
+        if 'model_args' in node:
+            node['model_args'] = args
         for key in ('init_from', 'init_cfg', 'freeze_atoms'):
             node.pop(key, None)
     for child in node.values():

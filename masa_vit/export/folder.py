@@ -12,7 +12,7 @@ from timm.models import save_for_hf
 from torch import nn
 
 from masa_vit.convert import load_folded
-from masa_vit.convert.fold import dense_args
+from masa_vit.convert.fold import dense_record
 from masa_vit.export.check import ExportError, Form, input_size, make_form
 from masa_vit.export.writing import Exported, staged, total_size
 from masa_vit.layers import SharedLinear
@@ -51,8 +51,8 @@ def export_folded(
     """
     with staged(folder, FILES, force) as stage:
         form = make_form(model, shared=False, dtype=dtype)
-        args = _arguments(form.model, model_args)
-        args = dense_args(args)
+        name, args = _record(model, model_args, dense=True)
+        form.model.pretrained_cfg = {**form.model.pretrained_cfg, 'architecture': name}  # type: ignore
         difference = _write(form, args, stage)
         size = total_size(stage, FILES)
     return Exported(Path(folder), size, difference, form.rounding)
@@ -88,8 +88,8 @@ def export_hub(
     """
     with staged(folder, FILES, force) as stage:
         form = make_form(model, shared=True, baked=bake, dtype=dtype)
-        args = _arguments(form.model, model_args)
-        sharing = form.model.pretrained_cfg['architecture'].split('_', 2)[-1]  # type: ignore
+        name, args = _record(form.model, model_args)
+        sharing = name.split('_', 2)[-1]
         difference = _write(form, {**SHARINGS.get(sharing, {}), **args}, stage)
         size = total_size(stage, FILES)
     return Exported(Path(folder), size, difference, form.rounding)
@@ -105,13 +105,12 @@ def create_folded(folder: str | Path) -> nn.Module:
         ValueError: If these are not those of a MASA model.
     """
     config = read_config(folder)
-    name = dense_architecture(config['architecture'])
-    if not name:
+    if not dense_architecture(config['architecture']):
         raise ValueError(
             f'{str(folder)!r} holds a {config["architecture"]!r}, not a MASA model: create it by '
             f"timm.create_model('local-dir:{folder}', pretrained=True)"
         )
-    args = dense_args(config.get('model_args', {}))
+    name, args = dense_record(config['architecture'], config.get('model_args', {}))
     args.setdefault('num_classes', config.get('num_classes'))
     cfg = {**config.get('pretrained_cfg', {}), 'architecture': name}
     model = timm.create_model(name, pretrained_cfg=cfg, **args)
@@ -137,8 +136,10 @@ def read_config(folder: str | Path) -> dict[str, Any]:
     return config
 
 
-def _arguments(model: Any, given: Mapping[str, Any] | None) -> dict[str, Any]:
-    """The arguments that create the model again, as JSON has them."""
+def _record(
+    model: Any, given: Mapping[str, Any] | None, dense: bool = False
+) -> tuple[str, dict[str, Any]]:
+    """The name and arguments by which timm creates the model, or the folded one; as JSON has them."""
     architecture = (getattr(model, 'pretrained_cfg', None) or {}).get('architecture', '')
     if not timm.is_model(architecture):
         raise ValueError(
@@ -147,6 +148,8 @@ def _arguments(model: Any, given: Mapping[str, Any] | None) -> dict[str, Any]:
             'masa_vit.compress'
         )
     args = {**getattr(model, '_model_args', {}), **(given or {})}
+    if dense and dense_architecture(architecture):
+        architecture, args = dense_record(architecture, args)
     args = {key: _plain(value) for key, value in args.items() if key not in _NOT_SAVED}
     for key, value in args.items():
         try:
@@ -154,10 +157,10 @@ def _arguments(model: Any, given: Mapping[str, Any] | None) -> dict[str, Any]:
         except TypeError:
             raise ValueError(
                 f'the model has {key}={value!r}, which config.json cannot hold, as timm loads only '
-                'strings and numbers from it (the norms of CLIP are classes, for one): export it as '
-                'onnx or torch-export, or save its state dict and the arguments by hand'
+                'strings and numbers from it: export it as onnx or torch-export, or save its state dict '
+                'and the arguments by hand'
             ) from None
-    return args
+    return architecture, args
 
 
 def _plain(value: Any) -> Any:

@@ -36,6 +36,21 @@ def test_folded_model_is_timms_with_the_same_output(small, images, kwargs):
     assert model.pretrained_cfg['architecture'] == 'vit_tiny_masa_s2'
 
 
+@pytest.mark.parametrize('name', ['vit_tiny_patch16_224', 'vit_base_patch32_clip_224'])
+def test_timm_creates_the_folded_model_by_its_name_and_arguments(name, images):
+    args = {'img_size': 32, 'patch_size': 8, 'embed_dim': 32, 'depth': 3, 'num_heads': 2}
+    dense = timm.create_model(name, **args, num_classes=1000).eval()
+    folded = masa_vit.fold(masa_vit.compress(dense, num_atoms=2))
+    if not hasattr(folded, '_model_args'):
+        pytest.skip('this version of timm records no arguments')
+    again = timm.create_model(folded.pretrained_cfg['architecture'], **folded._model_args).eval()
+    again.load_state_dict(folded.state_dict())
+    assert [m.eps for m in again.modules() if hasattr(m, 'eps')] == [
+        m.eps for m in dense.modules() if hasattr(m, 'eps')
+    ]
+    torch.testing.assert_close(again(images), folded(images), rtol=0, atol=1e-6)
+
+
 def test_fold_owns_its_weights(small, images):
     model = small()
     folded = masa_vit.fold(model)

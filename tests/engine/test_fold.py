@@ -11,6 +11,7 @@ import timm
 import torch
 from mmengine.config import Config
 
+import masa_vit
 from masa_vit.cli import main
 from masa_vit.convert.fold import MASA_ARGS
 from masa_vit.engine import load_config
@@ -45,6 +46,21 @@ def trained(tiny: Any, image_root: Path, tmp_path: Path) -> tuple[Path, Path]:
     meta = {'dataset_meta': {'classes': ['cat', 'dog', 'emu']}, 'cfg': cfg.pretty_text}
     torch.save({'meta': meta, 'state_dict': built.state_dict()}, tmp_path / 'epoch_1.pth')
     return tmp_path / 'mine.py', tmp_path / 'epoch_1.pth'
+
+
+def test_norms_of_another_epsilon() -> None:
+    """timm has a name for norms of CLIP's, and a class, which no config holds, for others."""
+    args = dict(norm_eps=1e-5, depth=2, embed_dim=32, num_heads=2, img_size=32, num_atoms=1)
+    model = dict(
+        type='ImageClassifier', model_name='vit_tiny_masa_s4', model_args=args, num_classes=3
+    )
+    folded = build_model(dense_config(Config(dict(model=model))))
+    assert folded.model.norm.eps == 1e-5
+    masa = masa_vit.fold(build_model(Config(dict(model=model))))
+    assert folded.state_dict().keys() == masa.state_dict().keys()
+    args['norm_eps'] = 1e-4
+    with pytest.raises(ValueError, match=r'norm_eps=0\.0001 as a class only'):
+        dense_config(Config(dict(model=model)))
 
 
 def test_a_classifier(trained: tuple[Path, Path], tmp_path: Path, image_root: Path) -> None:

@@ -138,7 +138,7 @@ def test_timm_that_does_not_record_arguments(small, images, tmp_path, args):
 
 
 def test_norms_of_another_epsilon(small, images, tmp_path):
-    """CLIP's: timm takes them as a class, which JSON cannot hold; the MASA model by `norm_eps`."""
+    """timm takes them as a class, which JSON cannot hold; it has a name for those of CLIP."""
     masa = masa_vit.compress(small('vit_base_patch16_clip_224', mlp_ratio=4).eval(), num_atoms=2)
     export_hub(masa, tmp_path / 'hub')
     again = load(tmp_path / 'hub')
@@ -146,9 +146,16 @@ def test_norms_of_another_epsilon(small, images, tmp_path):
     torch.testing.assert_close(again(images), masa(images), rtol=0, atol=0)
     folded = create_folded(tmp_path / 'hub').eval()
     torch.testing.assert_close(folded(images), masa(images), rtol=0, atol=1e-6)
+    export_folded(masa, tmp_path / 'folded')
+    folded = load(tmp_path / 'folded')
+    assert folded.norm.eps == 1e-5
+    assert type(folded) is VisionTransformer
+    torch.testing.assert_close(folded(images), masa(images), rtol=0, atol=1e-6)
+
+    other = small(norm_eps=1e-4).eval()
     with pytest.raises(ValueError, match=r'norm_layer=.* config\.json cannot hold'):
-        export_folded(masa, tmp_path / 'folded')
-    assert not (tmp_path / 'folded').exists()
+        export_folded(other, tmp_path / 'other')
+    assert not (tmp_path / 'other').exists()
 
 
 def test_classes_among_the_arguments_are_refused(small, tmp_path, contents):
