@@ -1,15 +1,25 @@
-"""Image files: find and read them."""
+"""Image files: find, choose and read them."""
 
 from __future__ import annotations
 
 import glob
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
+import torch
 from PIL import Image
 
-__all__ = ['UnreadableImageError', 'find_images', 'read_image']
+__all__ = [
+    'UnreadableImageError',
+    'choose',
+    'class_folders',
+    'find_images',
+    'images_of_classes',
+    'read_image',
+    'timm_transform',
+]
 
 
 class UnreadableImageError(ValueError):
@@ -59,3 +69,42 @@ def find_images(sources: Sequence[str | Path]) -> list[Path]:
             )
         found.update(dict.fromkeys(files))
     return list(found)
+
+
+def class_folders(folder: str | Path) -> list[Path]:
+    """The folders in a folder in the order of their names, hidden ones left out.
+
+    Raises:
+        FileNotFoundError: if there is no such folder.
+    """
+    path = Path(folder).expanduser()
+    if not path.is_dir():
+        raise FileNotFoundError(f'the folder {str(folder)!r} does not exist')
+    return sorted(found for found in path.glob('[!.]*') if found.is_dir())
+
+
+def images_of_classes(folders: Sequence[Path]) -> list[tuple[Path, int]]:
+    """The images below folders, each with the index of its folder.
+
+    Raises:
+        FileNotFoundError: if there is none in one of them.
+    """
+    return [(path, index) for index, of in enumerate(folders) for path in find_images([of])]
+
+
+def choose(length: int, number: int | None) -> list[int]:
+    """Draw indices of at most so many images, always the same ones; None: of all, in order."""
+    if number is None:
+        return [*range(length)]
+    order = torch.randperm(length, generator=torch.Generator().manual_seed(0))
+    return order[:number].tolist()
+
+
+def timm_transform(model: Any) -> Callable[[str | Path], torch.Tensor]:
+    """Read an image file as timm prepares it for a model that is evaluated."""
+    from timm.data import create_transform, resolve_data_config
+
+    size = (model.patch_embed.proj.in_channels, *model.patch_embed.img_size)
+    config = resolve_data_config({'input_size': size}, model=model)
+    transform = create_transform(**config, is_training=False)
+    return lambda path: transform(Image.fromarray(read_image(path)))

@@ -31,18 +31,44 @@ def _seed() -> None:
 
 @pytest.fixture(scope='session')
 def small() -> Callable[..., nn.Module]:
-    """Create a small model: ``small('vit_tiny_masa_s2', coefficients='mlp')``."""
+    """Create a small model: ``small('vit_tiny_masa_s2', coefficients='mlp')``.
 
-    def create(name: str = 'vit_tiny_masa_s2', **kwargs: Any) -> nn.Module:
-        return timm.create_model(name, **{**SMALL, **kwargs})
+    It has a record of its arguments, which timm keeps since 1.0.27.
+    """
+
+    def create(name: str = 'vit_tiny_masa_s2', **kwargs: Any) -> Any:
+        model = timm.create_model(name, **{**SMALL, **kwargs})
+        if not hasattr(model, '_model_args'):
+            model._model_args = {**SMALL, **kwargs}
+        return model
 
     return create
+
+
+@pytest.fixture(scope='session')
+def args() -> dict[str, Any]:
+    """The arguments of the small models."""
+    return dict(SMALL)
 
 
 @pytest.fixture
 def images() -> torch.Tensor:
     """Images for the small models, (2, 3, 32, 32)."""
     return torch.randn(2, 3, 32, 32)
+
+
+@pytest.fixture
+def contents() -> Callable[[Path], dict[str, bytes]]:
+    """Read all files of a folder: relative path -> bytes."""
+
+    def read(folder: Path) -> dict[str, bytes]:
+        return {
+            str(path.relative_to(folder)): path.read_bytes()
+            for path in sorted(folder.rglob('*'))
+            if path.is_file()
+        }
+
+    return read
 
 
 @pytest.fixture

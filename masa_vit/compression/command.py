@@ -24,8 +24,8 @@ from masa_vit.compression.metric import WEIGHTINGS, collect_statistics
 from masa_vit.compression.options import GROUPINGS, CompressionOptions
 from masa_vit.compression.progress import LOGGER, shown
 from masa_vit.export.folder import FILES, export_hub
-from masa_vit.export.source import add_source_arguments, load_named
-from masa_vit.export.writing import check_free, check_writable, staged
+from masa_vit.sources import add_source_arguments, load_named
+from masa_vit.staging import check_free, check_writable, staged
 
 REPORT, PICTURE = 'report.json', 'report.png'
 

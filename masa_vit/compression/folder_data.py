@@ -8,9 +8,8 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
-from torch import nn
 
-from masa_vit.images import find_images, read_image
+from masa_vit.images import choose, class_folders, find_images, images_of_classes, timm_transform
 
 Loader = Callable[[], Iterator[Any]]
 
@@ -24,7 +23,7 @@ class Data(NamedTuple):
     """Gives batches of images and classes (B,), anew at each call."""
 
 
-def folder_data(args: argparse.Namespace, model: nn.Module) -> Data:
+def folder_data(args: argparse.Namespace, model: Any) -> Data:
     """Read `args.calibration` and `args.val`, folders of images; of each, as many as asked for.
 
     Raises:
@@ -45,41 +44,15 @@ def folder_data(args: argparse.Namespace, model: nn.Module) -> Data:
         calibration = [images for images, _ in _batches(chosen, transform, args.batch_size)]
     if not args.val:
         return Data(calibration, None)
-    found = _classes(Path(args.val), model)
-    samples = [found[index] for index in choose(len(found), args.num_val)]
-    return Data(calibration, lambda: _batches(samples, transform, args.batch_size))
-
-
-def choose(length: int, number: int | None) -> list[int]:
-    """Draw indices of at most so many images, always the same ones; None: of all, in order."""
-    if number is None:
-        return [*range(length)]
-    order = torch.randperm(length, generator=torch.Generator().manual_seed(0))
-    return order[:number].tolist()
-
-
-def timm_transform(model: Any) -> Callable[[Any], torch.Tensor]:
-    """What timm does to an image that the model is evaluated on."""
-    from PIL import Image
-    from timm.data import create_transform, resolve_data_config
-
-    size = (model.patch_embed.proj.in_channels, *model.patch_embed.img_size)
-    config = resolve_data_config({'input_size': size}, model=model)
-    transform = create_transform(**config, is_training=False)
-    return lambda path: transform(Image.fromarray(read_image(path)))
-
-
-def _classes(folder: Path, model: Any) -> list[tuple[Path, int]]:
-    """The images in one folder for each class, the folders in the order of their names."""
-    if not folder.is_dir():
-        raise FileNotFoundError(f'the folder {str(folder)!r} does not exist')
-    classes = sorted(path for path in folder.iterdir() if path.is_dir())
+    classes = class_folders(args.val)
     if len(classes) != model.num_classes:
         raise ValueError(
-            f'{str(folder)!r} has {len(classes)} folders, and the model {model.num_classes} classes: '
+            f'{args.val!r} has {len(classes)} folders, and the model {model.num_classes} classes: '
             'expected one folder for each, in the order of their names'
         )
-    return [(path, index) for index, of in enumerate(classes) for path in find_images([of])]
+    found = images_of_classes(classes)
+    samples = [found[index] for index in choose(len(found), args.num_val)]
+    return Data(calibration, lambda: _batches(samples, transform, args.batch_size))
 
 
 def _batches(

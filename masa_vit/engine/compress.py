@@ -12,8 +12,9 @@ from torch import nn
 from torch.utils.data import DataLoader, Dataset, Subset
 
 from masa_vit.cls.datasets import IGNORE_INDEX
-from masa_vit.compression.folder_data import Data, choose
+from masa_vit.compression.folder_data import Data
 from masa_vit.engine.config import load_config
+from masa_vit.images import choose
 
 
 def config_data(args: argparse.Namespace, model: nn.Module) -> Data:

@@ -3,11 +3,9 @@
 Needs torch and timm; ONNX needs the extra `export`.
 """
 
-from masa_vit.export.check import TOLERANCE, ExportError
+from masa_vit.export.check import TOLERANCE, Exported, ExportError
 from masa_vit.export.folder import create_folded, export_folded, export_hub
 from masa_vit.export.graph import export_onnx, export_torch
-from masa_vit.export.source import load_source
-from masa_vit.export.writing import Exported
 
 __all__ = [
     'TOLERANCE',
@@ -18,5 +16,4 @@ __all__ = [
     'export_hub',
     'export_onnx',
     'export_torch',
-    'load_source',
 ]

@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import logging
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
@@ -28,6 +29,19 @@ DTYPES = {'fp32': torch.float32, 'bf16': torch.bfloat16, 'fp16': torch.float16}
 
 class ExportError(RuntimeError):
     """What was exported is not the model; no file was left, and none was replaced."""
+
+
+class Exported(NamedTuple):
+    """What an export wrote."""
+
+    path: Path
+    """The file or folder."""
+    size: int
+    """Of all files, in bytes."""
+    difference: float
+    """Largest difference of an output from the model's (rounded to the dtype of the file)."""
+    rounding: float
+    """Largest change of an output by that rounding. Both are shares of the largest output."""
 
 
 class Form(NamedTuple):

@@ -8,11 +8,11 @@ from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from masa_vit.export.check import DTYPES
+from masa_vit.export.check import DTYPES, Exported
 from masa_vit.export.folder import FILES, export_folded, export_hub
 from masa_vit.export.graph import check_installed, check_suffix, export_onnx, export_torch
-from masa_vit.export.source import LoadClassifier, add_source_arguments, load_named
-from masa_vit.export.writing import Exported, check_free, check_writable
+from masa_vit.sources import LoadClassifier, add_source_arguments, load_named
+from masa_vit.staging import check_free, check_writable
 
 
 class Format(NamedTuple):

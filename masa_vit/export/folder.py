@@ -13,11 +13,12 @@ from torch import nn
 
 from masa_vit.convert import load_folded
 from masa_vit.convert.fold import dense_record
-from masa_vit.export.check import ExportError, Form, input_size, make_form
-from masa_vit.export.writing import Exported, staged, total_size
+from masa_vit.export.check import Exported, ExportError, Form, input_size, make_form
 from masa_vit.layers import SharedLinear
 from masa_vit.models import dense_architecture
 from masa_vit.models.vision_transformer_masa import SHARINGS
+from masa_vit.sources import read_config
+from masa_vit.staging import staged, total_size
 
 FILES = ('model.safetensors', 'config.json')
 
@@ -115,25 +116,6 @@ def create_folded(folder: str | Path) -> nn.Module:
     cfg = {**config.get('pretrained_cfg', {}), 'architecture': name}
     model = timm.create_model(name, pretrained_cfg=cfg, **args)
     return load_folded(model, Path(folder) / FILES[0])
-
-
-def read_config(folder: str | Path) -> dict[str, Any]:
-    """Read the `config.json` of timm's Hub layout.
-
-    Raises:
-        FileNotFoundError: If there is none.
-        ValueError: If it does not describe a model of timm.
-    """
-    path = Path(folder) / 'config.json'
-    if not path.is_file():
-        raise FileNotFoundError(f'{str(folder)!r} is no folder with a config.json and weights')
-    try:
-        config = json.loads(path.read_text(encoding='utf-8'))
-    except ValueError as error:
-        raise ValueError(f'{str(path)!r} is not JSON: {error}') from error
-    if not isinstance(config, dict) or 'architecture' not in config:
-        raise ValueError(f"{str(path)!r} names no 'architecture', so it is not of a timm model")
-    return config
 
 
 def _record(

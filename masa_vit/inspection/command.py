@@ -17,7 +17,6 @@ from masa_vit.analysis import (
     summarize,
 )
 from masa_vit.arguments import positive_int
-from masa_vit.export.writing import check_free, check_writable, staged
 from masa_vit.images import find_images
 from masa_vit.inspection.figures import STEMS, draw_report
 from masa_vit.inspection.images import ABLATED, look
@@ -26,6 +25,7 @@ from masa_vit.inspection.report import Comparison, History, Report
 from masa_vit.inspection.sources import LAST_CHECKPOINT, LoadRun, load, unique_names
 from masa_vit.inspection.tables import print_report, write_csv
 from masa_vit.plots import draw_history, write_animation
+from masa_vit.staging import check_free, check_writable, staged
 
 FORMATS = ('table', 'csv', 'json', 'png', 'pdf', 'svg', 'html')
 PICTURES = ('png', 'pdf', 'svg')

@@ -19,8 +19,13 @@ from masa_vit.analysis import (
 )
 from masa_vit.analysis.activations import patch_grid
 from masa_vit.analysis.summary import Arrays, Summary
-from masa_vit.compression.folder_data import choose, timm_transform
-from masa_vit.images import find_images
+from masa_vit.images import (
+    choose,
+    class_folders,
+    find_images,
+    images_of_classes,
+    timm_transform,
+)
 from masa_vit.inspection.sources import Source
 
 SHOWN = 4
@@ -44,17 +49,11 @@ def sample_images(folder: str, num_images: int, num_classes: int) -> Sample:
     Raises:
         FileNotFoundError: If there are none.
     """
-    paths = find_images([folder])
-    sample = [paths[index] for index in choose(len(paths), num_images)]
-    folders = sorted(path for path in Path(folder).expanduser().glob('[!.]*') if path.is_dir())
-    if len(folders) != num_classes or num_classes == 0:
-        return Sample(sample, None)
-    index_of = {folder: index for index, folder in enumerate(folders)}
-    classes = [
-        next((index_of[parent] for parent in path.parents if parent in index_of), -1)
-        for path in sample
-    ]
-    return Sample(sample, None if -1 in classes else classes)
+    classes = class_folders(folder) if Path(folder).expanduser().is_dir() else []
+    known = len(classes) == num_classes > 0
+    found = images_of_classes(classes) if known else [(path, -1) for path in find_images([folder])]
+    sample = [found[index] for index in choose(len(found), num_images)]
+    return Sample([path for path, _ in sample], [of for _, of in sample] if known else None)
 
 
 def look(

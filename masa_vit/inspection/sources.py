@@ -12,8 +12,8 @@ import torch
 from torch import nn
 
 from masa_vit.analysis import ProjectionWeights, projection_weights
-from masa_vit.export.source import load_source
 from masa_vit.models import read_state_dict
+from masa_vit.sources import load_source
 
 LAST_CHECKPOINT = 'last_checkpoint'
 """The file by which a work dir is known: it names a checkpoint."""

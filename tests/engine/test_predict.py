@@ -238,21 +238,6 @@ def test_images_of_different_sizes(
         Predictor(cfg, checkpoint, 'cpu')(paths)
 
 
-def test_find_images(image_root: Path, tmp_path: Path) -> None:
-    (image_root / 'val' / 'notes.txt').write_text('no image')
-    odd = tmp_path / 'a[1].png'
-    first = next((image_root / 'val' / 'cat').rglob('*.png'))
-    odd.write_bytes(first.read_bytes())
-    assert len(find_images([image_root / 'val'])) == 12
-    assert len(find_images([f'{image_root}/val/**/0.png'])) == 3
-    assert len(find_images([image_root / 'val', first])) == 12, 'each image once'
-    assert find_images([odd]) == [odd]
-    (tmp_path / 'void').mkdir()
-    for source in (tmp_path / 'void', tmp_path / 'none.png', tmp_path / '*.bmp'):
-        with pytest.raises(FileNotFoundError, match=r'no image at .*expected an image file'):
-            find_images([source])
-
-
 def test_model_is_built_without_initial_weights(trained: tuple[Config, Path]) -> None:
     cfg, checkpoint = trained
     cfg.model.init_from = 'gone.pth'

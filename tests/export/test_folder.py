@@ -15,8 +15,8 @@ from masa_vit.export import (
     export_folded,
     export_hub,
     folder,
-    load_source,
 )
+from masa_vit.sources import load_source
 
 FROZEN = {'coefficients': 'frozen', 'coef': torch.tensor([[1, 0], [0.5, 2], [0, 1], [-1, 3]])}
 

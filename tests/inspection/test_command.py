@@ -25,7 +25,7 @@ from masa_vit.analysis import (
     write_record,
 )
 from masa_vit.cli import main
-from masa_vit.compression.folder_data import timm_transform
+from masa_vit.images import timm_transform
 from masa_vit.inspection import command
 from masa_vit.inspection.images import sample_images
 from masa_vit.inspection.tables import COLUMNS

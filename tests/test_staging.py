@@ -4,7 +4,7 @@ import os
 
 import pytest
 
-from masa_vit.export.writing import staged
+from masa_vit.staging import staged
 
 
 def write(folder, text='new', names=('a', 'b'), force=False):

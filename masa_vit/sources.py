@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import json
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -12,7 +13,6 @@ from safetensors import SafetensorError
 from torch import nn
 
 from masa_vit.arguments import parse_pair
-from masa_vit.export.folder import read_config
 from masa_vit.models import create_timm_model, load_exactly
 
 LoadClassifier = Callable[[str, str], nn.Module]
@@ -102,6 +102,25 @@ def load_named(args: argparse.Namespace, load_classifier: LoadClassifier | None)
         model_args=dict(args.model_args),
         load_classifier=load_classifier,
     )
+
+
+def read_config(folder: str | Path) -> dict[str, Any]:
+    """Read the `config.json` of timm's Hub layout.
+
+    Raises:
+        FileNotFoundError: If there is none.
+        ValueError: If it does not describe a model of timm.
+    """
+    path = Path(folder) / 'config.json'
+    if not path.is_file():
+        raise FileNotFoundError(f'{str(folder)!r} is no folder with a config.json and weights')
+    try:
+        config = json.loads(path.read_text(encoding='utf-8'))
+    except ValueError as error:
+        raise ValueError(f'{str(path)!r} is not JSON: {error}') from error
+    if not isinstance(config, dict) or 'architecture' not in config:
+        raise ValueError(f"{str(path)!r} names no 'architecture', so it is not of a timm model")
+    return config
 
 
 def _refuse(options: Mapping[str, Any], source: str, what: str, *names: str) -> None:

@@ -8,20 +8,6 @@ import tempfile
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import NamedTuple
-
-
-class Exported(NamedTuple):
-    """What an export wrote."""
-
-    path: Path
-    """The file or folder."""
-    size: int
-    """Of all files, in bytes."""
-    difference: float
-    """Largest difference of an output from the model's (rounded to the dtype of the file)."""
-    rounding: float
-    """Largest change of an output by that rounding. Both are shares of the largest output."""
 
 
 def check_free(folder: Path, names: Sequence[str], force: bool) -> None:

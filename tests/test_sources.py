@@ -6,7 +6,8 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from masa_vit.export import export_hub, load_source
+from masa_vit.export import export_hub
+from masa_vit.sources import load_source
 
 
 @pytest.fixture

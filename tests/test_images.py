@@ -1,0 +1,70 @@
+"""Which images a folder has, and of which classes."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+from PIL import Image
+from torch import nn
+
+from masa_vit.images import (
+    choose,
+    class_folders,
+    find_images,
+    images_of_classes,
+    read_image,
+    timm_transform,
+)
+
+
+def test_find_images(image_root: Path, tmp_path: Path) -> None:
+    (image_root / 'val' / 'notes.txt').write_text('no image')
+    odd = tmp_path / 'a[1].png'
+    first = next((image_root / 'val' / 'cat').rglob('*.png'))
+    odd.write_bytes(first.read_bytes())
+    assert len(find_images([image_root / 'val'])) == 12
+    assert len(find_images([f'{image_root}/val/**/0.png'])) == 3
+    assert len(find_images([image_root / 'val', first])) == 12, 'each image once'
+    assert find_images([odd]) == [odd]
+    (tmp_path / 'void').mkdir()
+    for source in (tmp_path / 'void', tmp_path / 'none.png', tmp_path / '*.bmp'):
+        with pytest.raises(FileNotFoundError, match=r'no image at .*expected an image file'):
+            find_images([source])
+
+
+def test_images_of_classes(image_root: Path, tmp_path: Path) -> None:
+    for name in ('.cache', 'zebra'):
+        (image_root / 'val' / name).mkdir()
+    (image_root / 'val' / 'notes.txt').write_text('no class')
+    folders = class_folders(image_root / 'val')
+    assert [folder.name for folder in folders] == ['cat', 'dog', 'emu', 'zebra']
+    found = images_of_classes(folders[:3])
+    assert [index for _, index in found] == [0] * 4 + [1] * 4 + [2] * 4
+    assert all(folders[index] in path.parents for path, index in found)
+    with pytest.raises(FileNotFoundError, match=r'no image at .*zebra'):
+        images_of_classes(folders)
+    with pytest.raises(FileNotFoundError, match=r"the folder '.*none' does not exist"):
+        class_folders(tmp_path / 'none')
+
+
+def test_choose() -> None:
+    assert choose(4, None) == [0, 1, 2, 3]
+    some = choose(1000, 20)
+    assert some == choose(1000, 20)
+    assert len({*some}) == 20
+    assert some != sorted(some), 'not the first of a class'
+    assert sorted(choose(4, 9)) == [0, 1, 2, 3]
+
+
+def test_images_as_timm_prepares_them(
+    small: Callable[..., nn.Module], image_root: Path, tmp_path: Path
+) -> None:
+    image = timm_transform(small())(next((image_root / 'val').rglob('*.png')))
+    assert image.shape == (3, 32, 32)
+    Image.new('RGB', (40, 40), 'white').save(tmp_path / 'white.png')
+    white = timm_transform(small())(tmp_path / 'white.png')
+    torch.testing.assert_close(white, torch.ones(3, 32, 32))  # (1 - mean) / std of 0.5
+    assert read_image(tmp_path / 'white.png').min() == 255
