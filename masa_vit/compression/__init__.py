@@ -1,6 +1,7 @@
 """Compress pretrained dense models: Matrix PCA, and what goes beyond it."""
 
 from masa_vit.compression.compress import Compression, compress, compress_with_record
+from masa_vit.compression.linears import compress_linears
 from masa_vit.compression.options import GROUPINGS, CompressionOptions
 from masa_vit.compression.pca import MatrixPCA, gram_matrix, matrix_pca
 
@@ -10,6 +11,7 @@ __all__ = [
     'CompressionOptions',
     'MatrixPCA',
     'compress',
+    'compress_linears',
     'compress_with_record',
     'gram_matrix',
     'matrix_pca',

@@ -114,3 +114,28 @@ def price_of_atoms(
         for name, numbers in numbers_of_groups(weights, groups, num_atoms).items()
         for number, group in zip(numbers, groups, strict=True)
     )
+
+
+def price_of_residuals(weights: Weights, ranks: Mapping[str, Sequence[int]]) -> int:
+    """Parameters of residuals, of which `ranks` names k of each layer."""
+    return sum(
+        rank * sum(weights[name][0].shape) for name, of_name in ranks.items() for rank in of_name
+    )
+
+
+def check_price(
+    weights: Weights,
+    groups: Sequence[Sequence[int]],
+    num_atoms: int | Sequence[int],
+    ranks: Mapping[str, Sequence[int]],
+) -> None:
+    """Refuse atoms and residuals that have as many parameters as the weights, or more."""
+    total = price_of_residuals(weights, ranks) + price_of_atoms(weights, groups, num_atoms)
+    dense = sum(row.numel() for rows in weights.values() for row in rows)
+    if total >= dense:
+        shown = sorted({rank for of_name in ranks.values() for rank in of_name})
+        raise ValueError(
+            f'num_atoms={num_atoms} with residuals of rank {", ".join(map(str, shown))} need '
+            f'{total:,} parameters for the projections {"".join(weights)!r}, which have {dense:,}: '
+            'nothing is saved'
+        )

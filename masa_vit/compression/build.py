@@ -9,17 +9,12 @@ import torch
 from timm.models.vision_transformer import VisionTransformer
 from torch import nn
 
+from masa_vit.compression.linears import share_solution
 from masa_vit.compression.solve import Solution
 from masa_vit.compression.weights import dense_weights
 from masa_vit.convert.record import masa_record, vit_args
-from masa_vit.layers import SharedLinear, projection_shapes, share_linears
-from masa_vit.models.sharing_args import (
-    LAYOUT,
-    PROJECTIONS,
-    parse_dictionaries,
-    parse_residual_rank,
-    shortest,
-)
+from masa_vit.layers import SharedLinear, projection_shapes
+from masa_vit.models.sharing_args import LAYOUT, PROJECTIONS, shortest
 from masa_vit.models.vision_transformer_masa import MasaVisionTransformer
 
 _SOURCES = ('url', 'file', 'state_dict', 'hf_hub_id', 'hf_hub_filename', 'source')
@@ -37,8 +32,7 @@ def check_model(model: nn.Module) -> None:
         raise TypeError(
             "compress takes timm's VisionTransformer itself (timm.models.vision_transformer), got "
             f'{type(model).__name__}. For a wrapper, give the model inside; subclasses and other '
-            'architectures are compressed by masa_vit.compression.matrix_pca and masa_vit.layers by '
-            'hand'
+            'architectures (DINOv3, ...) are compressed by masa_vit.compression.compress_linears'
         )
     projection_shapes(cast(Any, model).blocks, LAYOUT)
 
@@ -55,15 +49,10 @@ def build(model: Any, solution: Solution) -> MasaVisionTransformer:
             if isinstance(module, nn.Linear) and set(LAYOUT.get(path, '')) & set(names):
                 memo[id(module.weight)] = nn.Parameter(module.weight.to('meta'))
     masa = copy.deepcopy(model, memo)
-    depth = len(masa.blocks)
-    dictionaries = parse_dictionaries(None, names, args['num_atoms'], args.get('groups'), depth)
-    ranks = parse_residual_rank(args.get('residual_rank', 0), names, depth)
-    with torch.random.fork_rng(devices=[]):  # draws initial coefficients, which nobody will see
-        banks, generator = share_linears(masa.blocks, LAYOUT, dictionaries, residual_ranks=ranks)
     masa.__class__ = MasaVisionTransformer
     masa.set_composition('kept')
-    masa.banks, masa.generator = banks.train(model.training), generator
-    _fill(masa, model, solution)
+    masa.banks = share_solution(masa.blocks, LAYOUT, solution, dense_weights(model))
+    masa.generator = None
     _rename(masa, model, args)
     return masa
 
@@ -79,38 +68,6 @@ def sharing_args(solution: Solution) -> dict[str, Any]:
         args['groups'] = groups
     rank = shortest(ranks)
     return args if rank == 0 else {**args, 'residual_rank': rank}
-
-
-def _fill(masa: Any, model: Any, solution: Solution) -> None:
-    """Write what was fitted, and the dense rows of projections that do not share."""
-    rows = dense_weights(model)
-    for key, (names, layers, _) in masa.dictionaries.items():
-        (name,) = names
-        fit = solution.fits[name][solution.sharing.groups.index(list(layers))]
-        like = rows[name][0]
-        masa.banks[key].atoms = nn.Parameter(fit.atoms.to(like).contiguous())
-        for index, layer in enumerate(layers):
-            block = masa.blocks[layer]
-            setattr(block.coef, name, _parameter(fit.coef[index], like))
-            linear = block.get_submodule(next(p for p, of in LAYOUT.items() if name in of))
-            for part, value in zip(('up', 'down'), fit.residual[index], strict=True):
-                if value.numel():
-                    setattr(linear, f'{part}_{name}', _parameter(value, like))
-    for index, (block, dense) in enumerate(zip(masa.blocks, model.blocks, strict=True)):
-        block.coef.train(dense.training)
-        for path in LAYOUT:
-            shared = block.get_submodule(path)
-            if isinstance(shared, SharedLinear):
-                shared.train(dense.get_submodule(path).training)
-                for name in set(shared.names) - set(solution.fits):
-                    setattr(
-                        shared, f'dense_{name}', _parameter(rows[name][index], rows[name][index])
-                    )
-
-
-def _parameter(value: torch.Tensor, like: torch.Tensor) -> nn.Parameter:
-    """A copy, in memory of its own: files refuse views."""
-    return nn.Parameter(torch.empty(value.shape, dtype=like.dtype, device=like.device).copy_(value))
 
 
 def _rename(masa: Any, model: Any, args: dict[str, Any]) -> None:

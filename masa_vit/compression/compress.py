@@ -11,7 +11,12 @@ from torch import nn
 
 from masa_vit.compression.align import Alignment, Allowed, allowed, apply_alignment
 from masa_vit.compression.align import align as align_heads
-from masa_vit.compression.budget import most_atoms, price_of_atoms, solve_budget
+from masa_vit.compression.budget import (
+    check_price,
+    most_atoms,
+    price_of_residuals,
+    solve_budget,
+)
 from masa_vit.compression.build import build, check_model
 from masa_vit.compression.groups import (
     Groups,
@@ -87,8 +92,8 @@ def compress(
 
     Args:
         model: A `VisionTransformer` of timm (ViT, DeiT, DINOv2, CLIP and SigLIP towers, ...; not those
-            that timm builds on other classes, as DINOv3 on `Eva`), on any device that has float64, in
-            any floating dtype. Left as it is.
+            that timm builds on other classes, as DINOv3 on `Eva`: see `compress_linears`), on any
+            device that has float64, in any floating dtype. Left as it is.
         num_atoms: Number of atoms S of each dictionary, less than there are layers. A group of fewer
             layers has one atom for each. A list gives one number for each group. 'auto': what suits
             `budget` best.
@@ -255,19 +260,12 @@ def _solve(
     ranks = parse_residual_rank(cast(ResidualRank, residual_rank), ''.join(weights), depth)
     shapes = {name: (rows[0].shape[0], rows[0].shape[1]) for name, rows in weights.items()}
     check_ranks(ranks, list(weights), shapes, depth)
-    price = sum(
-        rank * sum(weights[name][0].shape) for name, of_name in ranks.items() for rank in of_name
-    )
+    price = price_of_residuals(weights, ranks)
     if numbers is not None:
         number = most_atoms(weights, groups, numbers - price)
     else:
         number = cast(int, num_atoms)
-        total = price + price_of_atoms(weights, groups, number)
-        if total >= dense:
-            raise ValueError(
-                f'num_atoms={num_atoms} with residual_rank={residual_rank} needs {total:,} parameters '
-                f'for the projections {"".join(weights)!r}, which have {dense:,}: nothing is saved'
-            )
+        check_price(weights, groups, number, ranks)
     return solve(weights, groups, number, ranks if price else None, metrics, sweeps or 1)
 
 

@@ -2,27 +2,37 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import torch
+from torch import nn
 
+from masa_vit.layers.linear import Names, projection_sizes
 from masa_vit.models.sharing_args import LAYOUT
 
 Weights = Mapping[str, Sequence[torch.Tensor]]
 """Projection -> the weights (out, in) of all layers."""
 
 
+def linear_weights(
+    blocks: Iterable[nn.Module], layout: Mapping[str, Names]
+) -> dict[str, list[torch.Tensor]]:
+    """Projection -> the weights (out, in) of all blocks, views into those of the linear maps."""
+    weights: dict[str, list[torch.Tensor]] = {}
+    for block in blocks:
+        for path, names in layout.items():
+            weight = block.get_parameter(f'{path}.weight').detach()
+            for name, rows in zip(
+                names, weight.split(projection_sizes(names, len(weight))), strict=True
+            ):
+                weights.setdefault(name, []).append(rows)
+    return weights
+
+
 def dense_weights(model: Any) -> dict[str, list[torch.Tensor]]:
-    """Name -> the weights (out, in) of all layers, views into the model's own."""
-    return {
-        name: [
-            block.get_submodule(path).weight.detach().chunk(len(names))[index]
-            for block in model.blocks
-        ]
-        for path, names in LAYOUT.items()
-        for index, name in enumerate(names)
-    }
+    """Name -> the weights (out, in) of all layers of a dense model of timm, views into its own."""
+    return linear_weights(model.blocks, LAYOUT)
 
 
 def stacked_weights(model: Any) -> dict[str, torch.Tensor]:
