@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import json
 import math
 import time
@@ -11,6 +12,7 @@ from typing import Any
 
 from mmengine.config import Config
 
+from masa_vit.engine.arguments import add_training
 from masa_vit.engine.config import load_config
 from masa_vit.engine.files import (
     LAST_CHECKPOINT,
@@ -212,3 +214,27 @@ def _print(rows: list[dict[str, Any]], work_dir: Path) -> None:
                 console.print(f'{row["name"]} {key}: {row[key]}', markup=False, highlight=False)
     for what, file in (('table', 'compare.md'), ('curves', 'curves.png')):
         console.print(f'{what}: {work_dir / file}', markup=False, highlight=False)
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Add the arguments of `masa-vit compare`."""
+    parser.add_argument('configs', nargs='+', metavar='CONFIG', help='two or more configs')
+    parser.add_argument('--work-dir', help='outputs (default: work_dirs/compare_<time>)')
+    parser.add_argument(
+        '--resume', action='store_true', help='skip finished trainings, go on with the others'
+    )
+    add_training(parser)
+
+
+def run(args: argparse.Namespace) -> int:
+    """Run `masa-vit compare`."""
+    compare(
+        args.configs,
+        args.work_dir,
+        resume=args.resume,
+        amp=args.amp,
+        seed=args.seed,
+        auto_scale_lr=args.auto_scale_lr,
+        cfg_options=args.cfg_options,
+    )
+    return 0

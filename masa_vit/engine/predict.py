@@ -9,7 +9,8 @@ from typing import Any
 
 from mmengine.config import Config
 
-from masa_vit.engine.config import DictAction, load_config
+from masa_vit.engine.arguments import add_cfg_options
+from masa_vit.engine.config import load_config
 from masa_vit.engine.files import write_atomically
 from masa_vit.images import find_images
 
@@ -50,9 +51,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         default='raise',
         help='at an image that cannot be read: stop (default), or note it and go on',
     )
-    parser.add_argument(
-        '--cfg-options', nargs='+', action=DictAction, metavar='KEY=VALUE', help='config overrides'
-    )
+    add_cfg_options(parser)
 
 
 def run(args: argparse.Namespace) -> int:

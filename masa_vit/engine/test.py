@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import json
 import math
 from pathlib import Path
@@ -10,10 +11,11 @@ from typing import Any
 from mmengine.config import Config
 from mmengine.dist import is_main_process
 
+from masa_vit.engine.arguments import CONFIG, add_cfg_options, add_launcher
 from masa_vit.engine.config import load_config
 from masa_vit.engine.files import METRICS, read_checkpoint, write_atomically
 from masa_vit.engine.runner import Runner
-from masa_vit.engine.train import choose_work_dir, process_group, readable_errors
+from masa_vit.engine.train import choose_work_dir, is_rank_0, process_group, readable_errors
 
 _PARTS = ('dataloader', 'cfg', 'evaluator')
 
@@ -117,3 +119,33 @@ def _to_json(value: Any) -> Any:
     except (TypeError, ValueError):
         return str(value)
     return number if math.isfinite(number) else None  # NaN: a class without objects
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Add the arguments of `masa-vit test`."""
+    parser.add_argument('config', help=CONFIG)
+    parser.add_argument('checkpoint', help='a file that training wrote')
+    parser.add_argument('--work-dir', help='log, metrics (default: work_dirs/<config name>)')
+    parser.add_argument('--out', metavar='FILE.json', help='one more file for the metrics')
+    parser.add_argument('--force', action='store_true', help='overwrite --out')
+    parser.add_argument('--amp', action='store_true', help='mixed precision')
+    add_launcher(parser)
+    add_cfg_options(parser)
+
+
+def run(args: argparse.Namespace) -> int:
+    """Run `masa-vit test`."""
+    metrics = test(
+        args.config,
+        args.checkpoint,
+        args.work_dir,
+        out=args.out,
+        force=args.force,
+        amp=args.amp,
+        launcher=args.launcher,
+        cfg_options=args.cfg_options,
+    )
+    if is_rank_0():
+        for name, value in metrics.items():
+            print(f'{name}: {value:.6g}' if isinstance(value, float) else f'{name}: {value}')
+    return 0

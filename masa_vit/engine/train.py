@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import contextlib
 import json
 import os
@@ -14,6 +15,7 @@ import torch.distributed as dist
 from mmengine.config import Config
 from mmengine.device import get_device
 
+from masa_vit.engine.arguments import CONFIG, add_launcher, add_training
 from masa_vit.engine.config import explain_build_error, load_config
 from masa_vit.engine.files import (
     SUMMARY,
@@ -231,3 +233,52 @@ def _device_name() -> str:
     world = dist.get_world_size() if dist.is_available() and dist.is_initialized() else 1
     name = torch.cuda.get_device_name() if torch.cuda.is_available() else get_device().upper()
     return f'{world} x {name}' if world > 1 else name
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Add the arguments of `masa-vit train`."""
+    parser.add_argument('config', help=CONFIG)
+    parser.add_argument('--work-dir', help='outputs (default: work_dirs/<config name>)')
+    parser.add_argument(
+        '--resume',
+        nargs='?',
+        const='auto',
+        metavar='auto|PATH',
+        help="go on from the work dir's last checkpoint, or from PATH",
+    )
+    add_launcher(parser)
+    add_training(parser)
+
+
+def run(args: argparse.Namespace) -> int:
+    """Run `masa-vit train`."""
+    summary = train(
+        args.config,
+        args.work_dir,
+        resume=args.resume,
+        amp=args.amp,
+        seed=args.seed,
+        auto_scale_lr=args.auto_scale_lr,
+        launcher=args.launcher,
+        cfg_options=args.cfg_options,
+    )
+    if is_rank_0():
+        _print_outputs(summary)
+    return 0
+
+
+def is_rank_0() -> bool:
+    """Whether this is the first of the processes, also when their group is gone."""
+    return os.environ.get('RANK', '0') == '0'
+
+
+def _print_outputs(summary: dict[str, Any]) -> None:
+    for name, values in summary['metrics'].items():
+        if name.endswith('num_samples'):
+            continue
+        best = f'best {values["best"]:.4g}, epoch {values["best_epoch"]}'
+        print(f'{name}: {values["last"]:.4g} ({best})')
+    for name, path in summary.get('checkpoints', {}).items():
+        print(f'{name + " checkpoint:":17}{path}')
+    print(f'{"tensorboard:":17}tensorboard --logdir {summary["tensorboard"]}')
+    print(f'{"summary:":17}{summary["summary"]}')
