@@ -16,7 +16,6 @@ __all__ = [
     'choose',
     'class_folders',
     'find_images',
-    'images_of_classes',
     'read_image',
     'timm_transform',
 ]
@@ -81,15 +80,6 @@ def class_folders(folder: str | Path) -> list[Path]:
     if not path.is_dir():
         raise FileNotFoundError(f'the folder {str(folder)!r} does not exist')
     return sorted(found for found in path.glob('[!.]*') if found.is_dir())
-
-
-def images_of_classes(folders: Sequence[Path]) -> list[tuple[Path, int]]:
-    """The images below folders, each with the index of its folder.
-
-    Raises:
-        FileNotFoundError: if there is none in one of them.
-    """
-    return [(path, index) for index, of in enumerate(folders) for path in find_images([of])]
 
 
 def choose(length: int, number: int | None) -> list[int]:

@@ -81,7 +81,7 @@ def _existing(folder: Path) -> Path:
 
 def _make_stage(folder: Path) -> str:
     try:
-        return tempfile.mkdtemp(prefix='.export_', dir=folder)
+        return tempfile.mkdtemp(prefix='.staged_', dir=folder)
     except OSError as error:
         raise PermissionError(
             f'cannot write into {str(folder)!r}: {error.strerror or error}'

@@ -14,7 +14,6 @@ from masa_vit.images import (
     choose,
     class_folders,
     find_images,
-    images_of_classes,
     read_image,
     timm_transform,
 )
@@ -35,17 +34,12 @@ def test_find_images(image_root: Path, tmp_path: Path) -> None:
             find_images([source])
 
 
-def test_images_of_classes(image_root: Path, tmp_path: Path) -> None:
+def test_class_folders(image_root: Path, tmp_path: Path) -> None:
     for name in ('.cache', 'zebra'):
         (image_root / 'val' / name).mkdir()
     (image_root / 'val' / 'notes.txt').write_text('no class')
     folders = class_folders(image_root / 'val')
     assert [folder.name for folder in folders] == ['cat', 'dog', 'emu', 'zebra']
-    found = images_of_classes(folders[:3])
-    assert [index for _, index in found] == [0] * 4 + [1] * 4 + [2] * 4
-    assert all(folders[index] in path.parents for path, index in found)
-    with pytest.raises(FileNotFoundError, match=r'no image at .*zebra'):
-        images_of_classes(folders)
     with pytest.raises(FileNotFoundError, match=r"the folder '.*none' does not exist"):
         class_folders(tmp_path / 'none')
 

@@ -11,7 +11,7 @@ import torch
 from timm.layers import to_2tuple, use_reentrant_ckpt
 from torch import nn
 
-from masa_vit.convert.fold import MASA_ARGS
+from masa_vit.convert.fold import dense_record
 from masa_vit.layers import SharedLinear
 from masa_vit.models import create_timm_model, dense_architecture
 
@@ -101,8 +101,7 @@ def timm_subject(spec: Spec) -> Subject:
     """
     name, args = spec.name, dict(spec.model_args)
     if spec.dense and dense_architecture(name):
-        name = dense_architecture(name)
-        args = {key: value for key, value in args.items() if key not in MASA_ARGS}
+        name, args = dense_record(name, args)
     if spec.img_size:
         args['img_size'] = spec.img_size
     model: Any = create_timm_model(name, args).to(spec.device)

@@ -134,8 +134,8 @@ def check_price(
     dense = sum(row.numel() for rows in weights.values() for row in rows)
     if total >= dense:
         shown = sorted({rank for of_name in ranks.values() for rank in of_name})
+        residuals = f' and residual_rank={", ".join(map(str, shown))}' if any(shown) else ''
         raise ValueError(
-            f'num_atoms={num_atoms} with residuals of rank {", ".join(map(str, shown))} need '
-            f'{total:,} parameters for the projections {"".join(weights)!r}, which have {dense:,}: '
-            'nothing is saved'
+            f'num_atoms={num_atoms}{residuals} need {total:,} parameters for the projections '
+            f'{", ".join(weights)}, which have {dense:,}: nothing is saved'
         )

@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 
 import torch
 
-from masa_vit.images import choose, class_folders, find_images, images_of_classes, timm_transform
+from masa_vit.images import choose, class_folders, find_images, timm_transform
 
 Loader = Callable[[], Iterator[Any]]
 
@@ -50,7 +50,7 @@ def folder_data(args: argparse.Namespace, model: Any) -> Data:
             f'{args.val!r} has {len(classes)} folders, and the model {model.num_classes} classes: '
             'expected one folder for each, in the order of their names'
         )
-    found = images_of_classes(classes)
+    found = [(path, index) for index, of in enumerate(classes) for path in find_images([of])]
     samples = [found[index] for index in choose(len(found), args.num_val)]
     return Data(calibration, lambda: _batches(samples, transform, args.batch_size))
 

@@ -41,8 +41,9 @@ def compress_linears(
     Args:
         blocks: The L blocks, alike in shape; each gets its coefficients as `block.coef`.
         layout: Path of a `torch.nn.Linear` inside a block -> the projections that its output stacks,
-            each with a dictionary of its own, e.g. ``{'attn.qkv': 'qkv', 'attn.proj': 'o'}``; see
-            `masa_vit.layers.share_linears`.
+            each with a dictionary of its own, e.g. ``{'attn.qkv': 'qkv', 'attn.proj': 'o'}`` or, for
+            names of more than a letter, ``{'mlp.gate_proj': ['gate']}``; see
+            `masa_vit.layers.share_linears`. All that shall share, in one call.
         num_atoms: Number of atoms S of each dictionary, less than there are layers; a list: of each
             group.
         groups: Lists of layers that share with each other only. Default: one group.
@@ -50,11 +51,12 @@ def compress_linears(
 
     Returns:
         The banks by dictionary name, to be registered on the model, once: ``model.banks = banks``.
+        Atoms, coefficients and residuals are trainable, also where the weights were frozen.
 
     Raises:
-        ValueError: For blocks that are not alike, or not as `layout` says; arguments out of range,
-            with which nothing would be saved; weights that are not finite. `blocks` are then as they
-            were.
+        ValueError: For blocks that are not alike, not as `layout` says, or share already; arguments
+            out of range, or with which nothing would be saved; weights that are not finite. `blocks`
+            are then as they were.
     """
     shapes = projection_shapes(blocks, layout)
     weights = linear_weights(blocks, layout)

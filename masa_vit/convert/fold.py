@@ -33,17 +33,23 @@ def dense_record(architecture: str, args: Mapping[str, Any]) -> tuple[str, dict[
 
     ``vit_base_masa_s4`` folds to ``vit_base_patch16_224``. timm has no argument for the epsilon of
     norms: a model with that of CLIP is timm's CLIP tower, with sizes of its own; for others the
-    arguments hold a class, which no file can.
+    arguments hold a class, which no file can. A name that is not one of ours stays.
     """
     name = dense_architecture(architecture)
     dense = {key: value for key, value in args.items() if key not in MASA_ARGS}
-    if (eps := args.get('norm_eps')) is None:
-        return name, dense
-    norm = dense.pop('norm_layer', None) or 'layernorm'
-    if (norm, eps) == ('layernorm', _CLIP_EPS):
-        size = name.split('_')[1]
-        return _CLIP, {'patch_size': 16, **SIZES[size], 'pre_norm': False, **dense}
-    return name, {**dense, 'norm_layer': partial(get_norm_layer(norm), eps=eps)}
+    norm = dense.get('norm_layer') or 'layernorm'
+    eps = args.get('norm_eps')
+    if eps is None or eps == _default_eps(norm):
+        return name or architecture, dense
+    if name and (norm, eps) == ('layernorm', _CLIP_EPS):
+        dense.pop('norm_layer', None)
+        return _CLIP, {'patch_size': 16, **SIZES[name.split('_')[1]], 'pre_norm': False, **dense}
+    return name or architecture, {**dense, 'norm_layer': partial(get_norm_layer(norm), eps=eps)}
+
+
+def _default_eps(norm: Any) -> Any:
+    eps = inspect.signature(get_norm_layer(norm)).parameters.get('eps')
+    return eps.default if eps else None
 
 
 def fold(model: nn.Module) -> nn.Module:
@@ -92,5 +98,5 @@ def _rename(model: Any) -> None:
         name, args = dense_record(model.pretrained_cfg['architecture'], args)
         model.pretrained_cfg = model.default_cfg = {**model.pretrained_cfg, 'architecture': name}
         if hasattr(model, '_model_args'):
-            # the number of classes that an architecture has by itself is not always the MASA model's
-            model._model_args = {'num_classes': model.num_classes, **args}
+            # other architectures have other numbers of classes by themselves
+            model._model_args = {**args, 'num_classes': model.num_classes}

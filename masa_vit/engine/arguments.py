@@ -1,4 +1,4 @@
-"""What the command lines of training, testing and prediction have in common."""
+"""What the command lines of trainings, tests and predictions have in common."""
 
 from __future__ import annotations
 
@@ -6,18 +6,18 @@ import argparse
 
 from masa_vit.engine.config import DictAction
 
-CONFIG = 'path, or masa_vit::cls/<name>.py'
+CONFIG = 'path, or masa_vit::cls/<name>.py (det/ for detectors)'
 """What a config can be."""
 
 
-def add_cfg_options(parser: argparse.ArgumentParser) -> None:
+def add_cfg_options(parser: argparse.ArgumentParser, example: str) -> None:
     """Add `--cfg-options`."""
     parser.add_argument(
         '--cfg-options',
         nargs='+',
         action=DictAction,
         metavar='KEY=VALUE',
-        help='overrides, e.g. train_cfg.max_epochs=5 optim_wrapper.optimizer.lr=1e-3',
+        help=f'overrides of the config, e.g. {example}',
     )
 
 
@@ -40,4 +40,4 @@ def add_training(parser: argparse.ArgumentParser) -> None:
         action='store_true',
         help='scale the learning rate by batch size over auto_scale_lr.base_batch_size',
     )
-    add_cfg_options(parser)
+    add_cfg_options(parser, 'train_cfg.max_epochs=5 optim_wrapper.optimizer.lr=1e-3')

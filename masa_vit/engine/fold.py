@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 import inspect
-import json
 from pathlib import Path
 from typing import Any
 
@@ -17,10 +16,12 @@ from torch import nn
 import masa_vit
 from masa_vit.cls import DistilledClassifier, ImageClassifier
 from masa_vit.convert.fold import dense_record
+from masa_vit.engine.arguments import CONFIG
 from masa_vit.engine.build import build_model
 from masa_vit.engine.config import load_config
 from masa_vit.engine.files import read_checkpoint
 from masa_vit.models import MasaVisionTransformer, dense_architecture
+from masa_vit.sources import read_config
 
 TOLERANCE = 1e-4
 
@@ -109,10 +110,11 @@ def _make_dense(node: Any) -> None:
     _resolve_folder(node)
     if dense_architecture(name := str(node.get('model_name', ''))):
         node['model_name'], args = dense_record(name, node.get('model_args') or {})
-        if callable(args.get('norm_layer')):
+        was = node.get('model_args') or {}
+        if args.get('norm_layer') != was.get('norm_layer') and callable(args.get('norm_layer')):
             raise ValueError(
-                f'the plain timm model takes norms with norm_eps={node["model_args"]["norm_eps"]} as a '
-                'class only, which a config cannot hold; masa_vit.fold folds the model itself'
+                f'the plain timm model takes norms with norm_eps={was["norm_eps"]} as a class only, '
+                'which a config cannot hold; masa_vit.fold folds the model itself'
             )
         if 'model_args' in node:
             node['model_args'] = args
@@ -127,7 +129,7 @@ def _resolve_folder(node: Any) -> None:
     source, _, folder = str(node.get('model_name', '')).partition(':')
     if source != 'local-dir':
         return
-    saved = json.loads((Path(folder) / 'config.json').read_text(encoding='utf-8'))
+    saved = read_config(folder)
     if dense_architecture(saved['architecture']):
         node['model_name'] = saved['architecture']
         # as timm does: what the config says goes before what the folder says
@@ -167,7 +169,7 @@ def _outputs(module: nn.Module, images: torch.Tensor) -> tuple[torch.Tensor, ...
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the arguments of `masa-vit fold`."""
-    parser.add_argument('config', help='of the training run: path, or masa_vit::<name>.py')
+    parser.add_argument('config', help=f'of the training run: {CONFIG}')
     parser.add_argument('checkpoint', help='a file that training wrote')
     parser.add_argument('--out', type=Path, required=True, help='folder for config and checkpoint')
     parser.add_argument('--force', action='store_true', help='overwrite them')

@@ -9,7 +9,7 @@ from typing import Any
 
 from mmengine.config import Config
 
-from masa_vit.engine.arguments import add_cfg_options
+from masa_vit.engine.arguments import CONFIG, add_cfg_options
 from masa_vit.engine.config import load_config
 from masa_vit.engine.files import write_atomically
 from masa_vit.images import find_images
@@ -25,7 +25,7 @@ _DEFAULTS: dict[str, dict[str, Any]] = {
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the arguments of `masa-vit predict`."""
-    parser.add_argument('config', help='of the training run: path, or masa_vit::cls/<name>.py')
+    parser.add_argument('config', help=f'of the training run: {CONFIG}')
     parser.add_argument(
         'checkpoint', help=".pth of the run; a classifier's also as timm's .safetensors"
     )
@@ -51,7 +51,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         default='raise',
         help='at an image that cannot be read: stop (default), or note it and go on',
     )
-    add_cfg_options(parser)
+    add_cfg_options(parser, 'model.num_classes=5')
 
 
 def run(args: argparse.Namespace) -> int:

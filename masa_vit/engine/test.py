@@ -130,7 +130,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument('--force', action='store_true', help='overwrite --out')
     parser.add_argument('--amp', action='store_true', help='mixed precision')
     add_launcher(parser)
-    add_cfg_options(parser)
+    add_cfg_options(parser, 'val_dataloader.batch_size=64')
 
 
 def run(args: argparse.Namespace) -> int:

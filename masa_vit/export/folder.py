@@ -16,7 +16,7 @@ from masa_vit.convert.fold import dense_record
 from masa_vit.export.check import Exported, ExportError, Form, input_size, make_form
 from masa_vit.layers import SharedLinear
 from masa_vit.models import dense_architecture
-from masa_vit.models.vision_transformer_masa import SHARINGS
+from masa_vit.models.vision_transformer_masa import SHARINGS, MasaVisionTransformer
 from masa_vit.sources import read_config
 from masa_vit.staging import staged, total_size
 
@@ -89,6 +89,11 @@ def export_hub(
     """
     with staged(folder, FILES, force) as stage:
         form = make_form(model, shared=True, baked=bake, dtype=dtype)
+        if not isinstance(form.model, MasaVisionTransformer):
+            raise ValueError(
+                f'timm has no name for a {type(form.model).__name__} whose weights are shared: export '
+                'it folded, or save its state dict'
+            )
         name, args = _record(form.model, model_args)
         sharing = name.split('_', 2)[-1]
         difference = _write(form, {**SHARINGS.get(sharing, {}), **args}, stage)
@@ -130,7 +135,7 @@ def _record(
             'masa_vit.compress'
         )
     args = {**getattr(model, '_model_args', {}), **(given or {})}
-    if dense and dense_architecture(architecture):
+    if dense:
         architecture, args = dense_record(architecture, args)
     args = {key: _plain(value) for key, value in args.items() if key not in _NOT_SAVED}
     for key, value in args.items():

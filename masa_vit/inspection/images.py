@@ -19,13 +19,7 @@ from masa_vit.analysis import (
 )
 from masa_vit.analysis.activations import patch_grid
 from masa_vit.analysis.summary import Arrays, Summary
-from masa_vit.images import (
-    choose,
-    class_folders,
-    find_images,
-    images_of_classes,
-    timm_transform,
-)
+from masa_vit.images import choose, class_folders, find_images, timm_transform
 from masa_vit.inspection.sources import Source
 
 SHOWN = 4
@@ -49,11 +43,15 @@ def sample_images(folder: str, num_images: int, num_classes: int) -> Sample:
     Raises:
         FileNotFoundError: If there are none.
     """
-    classes = class_folders(folder) if Path(folder).expanduser().is_dir() else []
-    known = len(classes) == num_classes > 0
-    found = images_of_classes(classes) if known else [(path, -1) for path in find_images([folder])]
-    sample = [found[index] for index in choose(len(found), num_images)]
-    return Sample([path for path, _ in sample], [of for _, of in sample] if known else None)
+    paths = find_images([folder])
+    sample = [paths[index] for index in choose(len(paths), num_images)]
+    folders = class_folders(folder) if Path(folder).expanduser().is_dir() else []
+    if len(folders) != num_classes or num_classes == 0:
+        return Sample(sample, None)
+    classes = [
+        next((i for i, of in enumerate(folders) if of in path.parents), -1) for path in sample
+    ]
+    return Sample(sample, None if -1 in classes else classes)
 
 
 def look(

@@ -61,14 +61,18 @@ def share_linears(
 
     Raises:
         ValueError: For a number of atoms below 1 or above that of the layers that share, an unknown
-            source or projection, unequal shapes, a rank out of range.
+            source or projection, unequal shapes, a rank out of range, blocks that share already. Nothing
+            is changed then.
     """
     depth = len(blocks)
-    known = [name for names in layout.values() for name in names]
-    if taken := [name for name in known if hasattr(CoefficientSource, name)]:
-        raise ValueError(f'projections cannot be called {taken}: the names are in use')
-    full = check_dictionaries(dictionaries, num_atoms, depth, known)
     shapes = projection_shapes(blocks, layout)
+    if held := [index for index, block in enumerate(blocks) if hasattr(block, 'coef')]:
+        raise ValueError(
+            f'blocks {held} have a `coef` already, where their coefficients would go: share all linear '
+            'maps of a block in one call'
+        )
+    known = list(shapes)
+    full = check_dictionaries(dictionaries, num_atoms, depth, known)
     like = blocks[0].get_parameter(f'{_path_of(layout, next(iter(full.values())).names[0])}.weight')
     banks = nn.ModuleDict()
     bank_of: list[dict[str, AtomBank]] = [{} for _ in blocks]
@@ -146,7 +150,7 @@ def check_ranks(
     for name, given in ranks.items():
         most = min(shapes[name])
         if len(given) != depth or not all(
-            isinstance(rank, int) and 0 <= rank <= most for rank in given
+            type(rank) is int and 0 <= rank <= most for rank in given
         ):
             raise ValueError(
                 f'residual ranks of {name!r} are {list(given)}, expected {depth} integers from 0 to '
@@ -165,8 +169,10 @@ def projection_shapes(
     """Shape (out, in) of every projection.
 
     Raises:
-        ValueError: If a block has not the linear maps of the layout, or other shapes than the others.
+        ValueError: If a block has not the linear maps of the layout, or other shapes than the others;
+            for no blocks, or names of projections that are doubled or taken.
     """
+    _check_names(blocks, layout)
     shapes: dict[str, tuple[int, int]] = {}
     for index, block in enumerate(blocks):
         for path, names in layout.items():
@@ -176,9 +182,16 @@ def projection_shapes(
                 raise ValueError(
                     f'block {index} ({type(block).__name__}) has no {path!r}: {error}'
                 ) from None
-            if not isinstance(linear, nn.Linear):
+            # a subclass with a forward pass of its own (LoRA, quantised weights) would lose it
+            if not isinstance(linear, nn.Linear) or type(linear).forward is not nn.Linear.forward:
                 raise ValueError(
-                    f'block {index}: {path!r} is a {type(linear).__name__}, expected a Linear'
+                    f'block {index}: {path!r} is a {type(linear).__name__}, expected a plain Linear '
+                    '(merge LoRA first)'
+                )
+            if not isinstance(linear._parameters.get('weight'), nn.Parameter):
+                raise ValueError(
+                    f'block {index}: the weight of {path!r} is not a parameter: remove its '
+                    'parametrization first (torch.nn.utils.parametrize.remove_parametrizations)'
                 )
             for name, rows in zip(names, projection_sizes(names, linear.out_features), strict=True):
                 shape = (rows, linear.in_features)
@@ -188,6 +201,24 @@ def projection_shapes(
                         'it: only layers of equal shape can share atoms.'
                     )
     return shapes
+
+
+def _check_names(blocks: Sequence[nn.Module], layout: Mapping[str, Names]) -> None:
+    if not len(blocks):
+        raise ValueError('there are no blocks whose linear maps could share weights')
+    known = [name for names in layout.values() for name in names]
+    if not known or not all(map(len, layout.values())) or len(set(known)) < len(known):
+        raise ValueError(
+            f'layout={dict(layout)!r} is not valid, expected path of a linear map -> the projections '
+            "that it stacks, each named once, as {'attn.qkv': 'qkv', 'attn.proj': 'o'} or {'gate_proj': "
+            "['gate']}; the letters of a string are a projection each"
+        )
+    taken = CoefficientSource({}), nn.ModuleDict()
+    bad = [n for n in known if not n.isidentifier() or any(hasattr(of, n) for of in taken)]
+    if bad:
+        raise ValueError(
+            f'projections cannot be called {bad}: expected identifiers that are not in use'
+        )
 
 
 def _build_sources(

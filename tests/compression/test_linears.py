@@ -12,6 +12,7 @@ from torch import nn
 
 from masa_vit.compression import compress_linears, matrix_pca
 from masa_vit.compression.weights import linear_weights
+from masa_vit.export import export_folded, export_hub
 from masa_vit.layers import fold_linears
 
 FUSED = {'attn.qkv': 'qkv', 'attn.proj': 'o'}
@@ -22,6 +23,8 @@ def eva(name: str, **kwargs: Any) -> nn.Module:
     """A small model of timm's `Eva`, whose branches count."""
     args = {'img_size': 32, 'embed_dim': 48, 'depth': 4, 'num_heads': 3, 'num_classes': 5, **kwargs}
     model = timm.create_model(name, patch_size=8, **args).eval()
+    if not hasattr(model, '_model_args'):  # older versions of timm
+        model._model_args = {'patch_size': 8, **args}
     with torch.no_grad():
         for parameter in model.parameters():
             parameter.add_(torch.randn_like(parameter), alpha=0.1)
@@ -44,7 +47,7 @@ def make_alike(blocks: Any, layout: dict[str, str]) -> None:
         ('eva02_base_patch14_448', {'qkv_fused': False}, SEPARATE),
     ],
 )
-def test_dinov3_and_eva(name, kwargs, layout, images):
+def test_dinov3_and_eva(name, kwargs, layout, images, tmp_path):
     dense = eva(name, **kwargs)
     make_alike(dense.blocks, layout)
     model = copy.deepcopy(dense)
@@ -55,7 +58,12 @@ def test_dinov3_and_eva(name, kwargs, layout, images):
     model.train()(images).square().sum().backward()
     assert all(bank.atoms.grad.abs().sum() > 0 for bank in model.banks.values())
 
-    folded = copy.deepcopy(model.eval())
+    export_folded(model.eval(), tmp_path / 'folded')
+    exported = timm.create_model(f'local-dir:{tmp_path}/folded', pretrained=True).eval()
+    torch.testing.assert_close(exported(images), model(images), rtol=1e-3, atol=1e-4)
+    with pytest.raises(ValueError, match='timm has no name for a Eva whose weights are shared'):
+        export_hub(model, tmp_path / 'hub')
+    folded = copy.deepcopy(model)
     fold_linears(folded)
     again = eva(name, **kwargs)
     again.load_state_dict(folded.state_dict())
@@ -100,6 +108,11 @@ def test_any_blocks_with_groups_and_residuals():
         (GROUPED, {'num_atoms': 2, 'groups': [[0, 1]]}, r'layers \[2, 3, 4, 5\] are in no group'),
         (GROUPED, {'num_atoms': 4, 'residual_rank': 8}, r'need .* nothing is saved'),
         (GROUPED, {'num_atoms': 2, 'residual_rank': 9}, r'integers from 0 to 8'),
+        (GROUPED, {'num_atoms': 2, 'residual_rank': True}, r'integers from 0 to 16'),
+        ({}, {'num_atoms': 2}, r'layout=\{\} is not valid'),
+        ({'qkv': ''}, {'num_atoms': 2}, 'is not valid, expected path of a linear map'),
+        ({'qkv': 'qq'}, {'num_atoms': 2}, 'each named once'),
+        ({'qkv': ['keys', 'a.b', 'training']}, {'num_atoms': 2}, 'cannot be called .*training'),
     ],
 )
 def test_bad_arguments_leave_the_blocks_as_they_are(layout, kwargs, message):
@@ -108,6 +121,33 @@ def test_bad_arguments_leave_the_blocks_as_they_are(layout, kwargs, message):
         compress_linears(blocks, layout, **kwargs)
     assert all(type(block.qkv) is nn.Linear for block in blocks)
     assert not any(hasattr(block, 'coef') for block in blocks)
+
+
+def test_linear_maps_that_would_lose_something():
+    class Lora(nn.Linear):
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return 2 * super().forward(x)
+
+    def blocks() -> list[Block]:
+        return [Block() for _ in range(6)]
+
+    lora, parametrized, shared = blocks(), blocks(), blocks()
+    lora[1].qkv = Lora(16, 32)
+    nn.utils.parametrizations.weight_norm(parametrized[2].qkv)
+    shared[0].banks = compress_linears(shared, GROUPED, 2)
+    coefs = shared[3].coef
+    for block in shared:
+        block.proj = nn.Linear(16, 16)
+    with pytest.raises(ValueError, match=r"block 1: 'qkv' is a Lora, .*merge LoRA first"):
+        compress_linears(lora, GROUPED, 2)
+    with pytest.raises(ValueError, match=r"block 2: the weight of 'qkv' .*remove_parametrizations"):
+        compress_linears(parametrized, GROUPED, 2)
+    with pytest.raises(ValueError, match=r'share all linear maps of a block in one call'):
+        compress_linears(shared, {'proj': 'o'}, 2)
+    with pytest.raises(ValueError, match='there are no blocks'):
+        compress_linears([], GROUPED, 2)
+    assert shared[3].coef is coefs
+    assert type(lora[0].qkv) is type(parametrized[0].qkv) is type(shared[0].proj) is nn.Linear
 
 
 def test_weights_that_are_not_finite():

@@ -51,6 +51,17 @@ def test_timm_creates_the_folded_model_by_its_name_and_arguments(name, images):
     torch.testing.assert_close(again(images), folded(images), rtol=0, atol=1e-6)
 
 
+def test_the_record_of_a_folded_model(small):
+    model = small(norm_eps=1e-6)  # that of timm's norms
+    model.reset_classifier(3)
+    folded = masa_vit.fold(model)
+    assert folded._model_args['num_classes'] == 3
+    assert 'norm_layer' not in folded._model_args
+    model.pretrained_cfg = {**model.pretrained_cfg, 'architecture': 'my_masa'}
+    model._model_args = {'norm_eps': 1e-5}
+    assert masa_vit.fold(model).pretrained_cfg['architecture'] == 'my_masa', 'not ours to change'
+
+
 def test_fold_owns_its_weights(small, images):
     model = small()
     folded = masa_vit.fold(model)

@@ -58,6 +58,9 @@ def test_norms_of_another_epsilon() -> None:
     assert folded.model.norm.eps == 1e-5
     masa = masa_vit.fold(build_model(Config(dict(model=model))))
     assert folded.state_dict().keys() == masa.state_dict().keys()
+    mine = dict(args, norm_eps=None, norm_layer=torch.nn.LayerNorm)
+    config = Config(dict(model=dict(model, model_args=mine)))
+    assert dense_config(config).model.model_args.norm_layer is torch.nn.LayerNorm
     args['norm_eps'] = 1e-4
     with pytest.raises(ValueError, match=r'norm_eps=0\.0001 as a class only'):
         dense_config(Config(dict(model=model)))

@@ -135,6 +135,9 @@ def test_timm_that_does_not_record_arguments(small, images, tmp_path, args):
     assert list(tmp_path.iterdir()) == []
     export_folded(model, tmp_path, model_args=args)
     torch.testing.assert_close(load(tmp_path)(images), model(images), rtol=0, atol=1e-6)
+    folded = masa_vit.fold(model)
+    export_folded(folded, tmp_path, model_args={**args, 'num_atoms': 2}, force=True)
+    torch.testing.assert_close(load(tmp_path)(images), model(images), rtol=0, atol=1e-6)
 
 
 def test_norms_of_another_epsilon(small, images, tmp_path):
