@@ -98,5 +98,6 @@ def _rename(model: Any) -> None:
         name, args = dense_record(model.pretrained_cfg['architecture'], args)
         model.pretrained_cfg = model.default_cfg = {**model.pretrained_cfg, 'architecture': name}
         if hasattr(model, '_model_args'):
-            # other architectures have other numbers of classes by themselves
-            model._model_args = {**args, 'num_classes': model.num_classes}
+            # other architectures have other numbers of classes; a detector's backbone has none
+            classes = getattr(model, 'num_classes', 0)
+            model._model_args = {**args, 'num_classes': classes}
