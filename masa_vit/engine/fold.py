@@ -109,8 +109,8 @@ def _make_dense(node: Any) -> None:
             del node[key]
     _resolve_folder(node)
     if dense_architecture(name := str(node.get('model_name', ''))):
-        node['model_name'], args = dense_record(name, node.get('model_args') or {})
         was = node.get('model_args') or {}
+        node['model_name'], args = dense_record(name, was)
         if args.get('norm_layer') != was.get('norm_layer') and callable(args.get('norm_layer')):
             raise ValueError(
                 f'the plain timm model takes norms with norm_eps={was["norm_eps"]} as a class only, '
