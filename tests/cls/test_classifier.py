@@ -122,7 +122,7 @@ def test_accumulation_equals_a_big_batch(tiny: Tiny, checkpointing: bool) -> Non
         twin.train_step(part, halves)
     assert any(not torch.equal(a, b) for a, b in zip(start, model.parameters(), strict=True))
     for a, b in zip(model.parameters(), twin.parameters(), strict=True):
-        torch.testing.assert_close(a, b, rtol=1e-9, atol=1e-12)
+        torch.testing.assert_close(a, b, rtol=1e-6, atol=1e-6)  # the loss is in float32
 
 
 @pytest.mark.parametrize('coefficients', ['direct', 'mlp'])

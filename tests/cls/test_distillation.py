@@ -196,7 +196,7 @@ def test_accumulation_equals_a_big_batch(distilled: Make) -> None:
     for part in (slice(4), slice(4, 8)):
         twin.train_step({key: value[part] for key, value in big.items()}, halves)
     for a, b in zip(model.parameters(), twin.parameters(), strict=True):
-        torch.testing.assert_close(a, b, rtol=1e-6, atol=1e-9)
+        torch.testing.assert_close(a, b, rtol=1e-6, atol=1e-6)  # the loss is in float32
 
 
 def test_a_batch_without_a_readable_image_teaches_nothing(distilled: Make) -> None:

@@ -32,9 +32,10 @@ def test_moments_of_inputs(model, images):
     assert model.training
     assert statistics.num_images == 6
     assert not statistics.gradients
-    torch.testing.assert_close(
-        statistics.inputs['o'][1], rows.T @ rows / len(rows), rtol=1e-5, atol=1e-9
-    )
+    expected = rows.T @ rows / len(rows)
+    # the model computes in float32, here on batches of another size
+    atol = 8 * torch.finfo(torch.float32).eps * float(expected.abs().max())
+    torch.testing.assert_close(statistics.inputs['o'][1], expected, rtol=1e-5, atol=atol)
     assert torch.equal(statistics.inputs['q'], statistics.inputs['v'])
 
 

