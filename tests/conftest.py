@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import socket
 from collections.abc import Callable
 from pathlib import Path
@@ -22,6 +23,12 @@ SMALL = {
     'num_heads': 2,
     'num_classes': 5,
 }
+
+
+def pytest_collection_finish() -> None:
+    """Exclude imported objects from garbage collection, which mmengine runs for every dataset."""
+    gc.collect()
+    gc.freeze()
 
 
 @pytest.fixture(autouse=True)
@@ -71,28 +78,36 @@ def contents() -> Callable[[Path], dict[str, bytes]]:
     return read
 
 
-@pytest.fixture
-def image_root(tmp_path: Path) -> Path:
-    """A data folder: {train,val}/{cat,dog,emu}, 8 and 4 images a class, in nested folders too.
+@pytest.fixture(scope='session')
+def make_image_root() -> Callable[[Path], Path]:
+    """Write a data folder: {train,val}/{cat,dog,emu}, 8 and 4 images a class, in nested folders too.
 
     The classes differ in brightness, so that a model can learn them.
     """
     import numpy as np
     from PIL import Image
 
-    rng = np.random.default_rng(0)
-    root = tmp_path / 'data'
-    for split, count in (('train', 8), ('val', 4)):
-        for index, name in enumerate(('cat', 'dog', 'emu')):
-            for number in range(count):
-                folder = root / split / name / ('a' if number % 2 else 'b/c')
-                folder.mkdir(parents=True, exist_ok=True)
-                image = rng.integers(0, 60, (20, 24, 3)) + 90 * index
-                Image.fromarray(image.astype(np.uint8)).save(folder / f'{number}.png')
-    return root
+    def write(root: Path) -> Path:
+        rng = np.random.default_rng(0)
+        for split, count in (('train', 8), ('val', 4)):
+            for index, name in enumerate(('cat', 'dog', 'emu')):
+                for number in range(count):
+                    folder = root / split / name / ('a' if number % 2 else 'b/c')
+                    folder.mkdir(parents=True, exist_ok=True)
+                    image = rng.integers(0, 60, (20, 24, 3)) + 90 * index
+                    Image.fromarray(image.astype(np.uint8)).save(folder / f'{number}.png')
+        return root
+
+    return write
 
 
 @pytest.fixture
+def image_root(make_image_root: Callable[[Path], Path], tmp_path: Path) -> Path:
+    """A data folder that a test may change."""
+    return make_image_root(tmp_path / 'data')
+
+
+@pytest.fixture(scope='session')
 def tiny() -> Callable[..., dict]:
     """Config of a classifier of 16x16 images, MASA unless told otherwise."""
 

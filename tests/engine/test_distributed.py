@@ -4,6 +4,8 @@ import json
 
 import torch
 
+from masa_vit.cli import main
+
 
 def test_two_ranks_end_equal(command, toy_config, tmp_path):
     torchrun = ('-m', 'torch.distributed.run', '--standalone', '--nproc-per-node', '2')
@@ -23,8 +25,9 @@ def test_two_ranks_end_equal(command, toy_config, tmp_path):
     assert result.stdout.count('Optimizer groups') == 1
 
 
-def test_launcher_without_torchrun(command, toy_config):
-    result = command('train', toy_config, '--launcher', 'pytorch')
-    assert result.returncode == 1
-    assert 'torchrun' in result.stderr
-    assert 'Traceback' not in result.stderr
+def test_launcher_without_torchrun(toy_config, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    assert main(['train', str(toy_config), '--launcher', 'pytorch']) == 1
+    err = capsys.readouterr().err
+    assert 'torchrun' in err
+    assert 'Traceback' not in err

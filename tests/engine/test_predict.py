@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import argparse
+import copy
 import json
 import os
 from collections.abc import Callable
@@ -20,11 +21,22 @@ from masa_vit.images import find_images
 Tiny = Callable[..., dict]
 
 
-@pytest.fixture
-def trained(tiny: Tiny, image_root: Path, tmp_path: Path) -> tuple[Config, Path]:
-    """A config file and the checkpoint of a run of it, trained for a few steps, with EMA."""
+@pytest.fixture(scope='module')
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp('predict')
+
+
+@pytest.fixture(scope='module')
+def image_root(make_image_root: Callable[[Path], Path], folder: Path) -> Path:
+    return make_image_root(folder / 'data')
+
+
+@pytest.fixture(scope='module')
+def run_once(tiny: Tiny, image_root: Path, folder: Path) -> tuple[Config, Path]:
+    """A config and the checkpoint of a run of it, trained for a few steps, with EMA."""
     from mmengine.runner import Runner
 
+    torch.manual_seed(0)
     pipeline = [dict(type='Albumentations', transforms=[dict(type='Resize', height=16, width=16)])]
     dataset = dict(type='ImageFolder', data_root=str(image_root), pipeline=pipeline)
 
@@ -49,15 +61,23 @@ def trained(tiny: Tiny, image_root: Path, tmp_path: Path) -> tuple[Config, Path]
             optim_wrapper=dict(optimizer=dict(type='AdamW', lr=5e-3)),
             default_hooks=dict(checkpoint=dict(type='SafeCheckpointHook', interval=12)),
             custom_hooks=[dict(type='EMAHook', momentum=0.1)],
-            work_dir=str(tmp_path / 'run'),
+            work_dir=str(folder / 'run'),
             default_scope='mmengine',
             log_level='WARNING',
             randomness=dict(seed=0),
         )
     )
-    cfg.dump(tmp_path / 'config.py')
+    kept = copy.deepcopy(cfg)
     Runner.from_cfg(cfg).train()
-    return cfg, tmp_path / 'run' / 'epoch_12.pth'
+    return kept, folder / 'run' / 'epoch_12.pth'
+
+
+@pytest.fixture
+def trained(run_once: tuple[Config, Path], tmp_path: Path) -> tuple[Config, Path]:
+    """The run, with a config that a test may change; it is also in `tmp_path / 'config.py'`."""
+    cfg, checkpoint = copy.deepcopy(run_once[0]), run_once[1]
+    cfg.dump(tmp_path / 'config.py')
+    return cfg, checkpoint
 
 
 def test_end_to_end(

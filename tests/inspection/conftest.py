@@ -23,7 +23,7 @@ def noisy(small):
     return create
 
 
-@pytest.fixture
+@pytest.fixture(scope='module')
 def report(noisy):
     """Of two models that differ in S, compared."""
     weights = {

@@ -13,7 +13,7 @@ import timm
 import torch
 from PIL import Image
 
-import masa_vit
+import masa_vit.export
 from masa_vit.analysis import (
     ablate_atoms,
     attention_distance,
@@ -304,7 +304,8 @@ def test_nothing_to_inspect(tmp_path):
 
 def test_a_report_is_not_overwritten_unless_asked_to(checkpoint, tmp_path):
     argv = [checkpoint, '--out', tmp_path / 'out', '--format', 'png']
-    inspect(*argv)
+    (tmp_path / 'out').mkdir()
+    (tmp_path / 'out' / 'coefficients.png').touch()
     with pytest.raises(FileExistsError, match=r'coefficients\.png.*--force'):
         inspect('a_name_that_is_not_looked_at', *argv[1:])
     assert inspect(*argv, '--force') == 0

@@ -11,10 +11,14 @@ def images(figure):
     return [image for ax in figure.axes for image in ax.images]
 
 
-def test_names_of_all_pictures(report):
-    names = [name for name, _ in draw_report(report)]
+@pytest.fixture(scope='module')
+def figures(report):
+    return dict(draw_report(report))
+
+
+def test_names_of_all_pictures(figures):
     kinds = ['coefficients', 'shares', 'atoms', 'similarity', 'ranks', 'spectra', 'heads']
-    assert names == [*(f'{kind}_{i}' for i in (1, 2) for kind in kinds), 'comparison']
+    assert [*figures] == [*(f'{kind}_{i}' for i in (1, 2) for kind in kinds), 'comparison']
 
 
 def test_a_dense_model_has_the_pictures_of_its_weights(noisy):
@@ -26,8 +30,7 @@ def test_a_dense_model_has_the_pictures_of_its_weights(noisy):
 @pytest.mark.parametrize(
     ('kind', 'start'), [('png', b'\x89PNG'), ('pdf', b'%PDF'), ('svg', b'<?xml')]
 )
-def test_pictures_can_be_written_in_every_format(report, tmp_path, kind, start):
-    figures = dict(draw_report(report))
+def test_pictures_can_be_written_in_every_format(figures, tmp_path, kind, start):
     for name in ('coefficients_1', 'comparison'):
         figures[name].savefig(tmp_path / f'{name}.{kind}', dpi=50)
         assert (tmp_path / f'{name}.{kind}').read_bytes().startswith(start)

@@ -44,11 +44,30 @@ def images() -> torch.Tensor:
     return torch.randn(4, 3, 32, 32, generator=torch.Generator().manual_seed(1))
 
 
-def train_rank(rank: int, kind: str, port: int, folder: Path, kwargs: dict[str, Any]) -> None:
+CASES = {
+    'ddp': ('ddp', {'checkpointing': False}),
+    'ddp, mlp': ('ddp', {'checkpointing': True, 'coefficients': 'mlp'}),
+    'fsdp2': ('fsdp2', {'checkpointing': True}),
+    'fsdp2, mlp': (
+        'fsdp2',
+        {'checkpointing': False, 'composition': 'layerwise', 'coefficients': 'mlp'},
+    ),
+}
+"""Name -> kind of wrapper, arguments of `create`."""
+
+
+def train_rank(rank: int, folder: Path) -> None:
     torch.set_num_threads(1)
     torch.distributed.init_process_group(
-        'gloo', init_method=f'tcp://127.0.0.1:{port}', rank=rank, world_size=2
+        'gloo', init_method=(folder / 'meet').as_uri(), rank=rank, world_size=2
     )
+    for name, (kind, kwargs) in CASES.items():
+        (folder / name).mkdir(exist_ok=True)
+        train_case(rank, kind, folder / name, kwargs)
+    torch.distributed.destroy_process_group()
+
+
+def train_case(rank: int, kind: str, folder: Path, kwargs: dict[str, Any]) -> None:
     model = create(**kwargs)
     if kind == 'ddp':
         wrapped = nn.parallel.DistributedDataParallel(model)
@@ -63,27 +82,26 @@ def train_rank(rank: int, kind: str, port: int, folder: Path, kwargs: dict[str, 
     wrapped.eval()
     with torch.no_grad():
         torch.save(wrapped(images()), folder / f'out_{rank}.pth')
-    torch.distributed.destroy_process_group()
 
 
-@pytest.mark.parametrize(
-    ('kind', 'kwargs'),
-    [
-        ('ddp', {'checkpointing': True, 'coefficients': 'mlp'}),
-        ('ddp', {'checkpointing': False}),
-        ('fsdp2', {'checkpointing': True}),
-        ('fsdp2', {'checkpointing': False, 'composition': 'layerwise', 'coefficients': 'mlp'}),
-    ],
-)
-def test_two_processes_equal_one(kind, kwargs, free_port, tmp_path):
-    mp.spawn(train_rank, (kind, free_port, tmp_path, kwargs), nprocs=2)
+@pytest.fixture(scope='module')
+def trained(tmp_path_factory) -> Path:
+    """A folder for each case, written by two processes: they take long to start."""
+    folder = tmp_path_factory.mktemp('two_ranks')
+    mp.spawn(train_rank, (folder,), nprocs=2)
+    return folder
+
+
+@pytest.mark.parametrize('name', CASES)
+def test_two_processes_equal_one(trained, name):
+    folder, (_, kwargs) = trained / name, CASES[name]
     model = create(**kwargs)
     train(model, images())
-    for file in tmp_path.glob('?.pth'):
+    for file in folder.glob('?.pth'):
         state = torch.load(file)
         torch.testing.assert_close(state, model.state_dict(), atol=1e-5, rtol=1e-4)
     model.eval()
     for rank in range(2):
-        out = torch.load(tmp_path / f'out_{rank}.pth')
+        out = torch.load(folder / f'out_{rank}.pth')
         torch.testing.assert_close(out, model(images()).detach(), atol=1e-5, rtol=1e-4)
-    assert (tmp_path / '0.pth').exists()
+    assert (folder / '0.pth').exists()
