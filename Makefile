@@ -1,7 +1,11 @@
 # make demo   set everything up, train a MASA ViT and its dense twin on real images, compare them
-# make test   set everything up, run the tests
+# make test   set everything up, run the fast tests
 # make lint   set everything up, check style and types
 # make det    set everything up, with MMDetection
+#
+# make test-slow     the slow tests: long trainings, processes of their own, a browser
+# make test-all      the fast tests, then the slow ones
+# make test-kernels  the numerical tests again, with the kernels of an older CPU
 #
 # VENV=path       another place for the virtual environment
 # PIP_ARGS="..."  options for pip, e.g. a CPU build of torch on Linux:
@@ -13,17 +17,29 @@ VENV ?= .venv
 PIP_ARGS ?=
 PYTEST_ARGS ?= -n 2
 BIN = $(VENV)/bin
+PYTEST = OMP_NUM_THREADS=1 $(BIN)/python -m pytest $(PYTEST_ARGS)
+NUMERICAL = $(addprefix tests/,analysis compression convert export layers models)
 STAMP = $(VENV)/.installed
 DET_STAMP = $(VENV)/.installed-det
 
-.PHONY: demo test lint setup det
+.PHONY: demo test test-slow test-all test-kernels lint setup det
 
 demo: $(STAMP)
 	$(BIN)/python tools/compare.py configs/cls/vit_tiny_masa_s4_digits.py \
 		configs/cls/vit_tiny_dense_digits.py --work-dir work_dirs/demo/$$(date +%Y%m%d_%H%M%S)
 
 test: $(DET_STAMP)
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest $(PYTEST_ARGS)
+	$(PYTEST) -m 'not slow'
+
+test-slow: $(DET_STAMP)
+	$(PYTEST) -m slow
+
+test-all: test test-slow
+
+# tests must pass on every CPU, and their kernels round differently
+test-kernels: $(DET_STAMP)
+	ATEN_CPU_CAPABILITY=default MKL_ENABLE_INSTRUCTIONS=SSE4_2 ONEDNN_MAX_CPU_ISA=SSE41 \
+		$(PYTEST) $(NUMERICAL)
 
 lint: $(STAMP)
 	$(BIN)/ruff check .

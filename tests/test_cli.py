@@ -3,6 +3,7 @@
 import os
 import subprocess
 import sys
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -14,6 +15,7 @@ COMMANDS = (
     'train', 'test', 'predict', 'compress', 'fold', 'export', 'inspect', 'compare', 'benchmark',
 )  # fmt: skip
 TOY = ROOT / 'tests' / 'engine' / 'toy_config.py'
+slow = partial(pytest.param, marks=pytest.mark.slow)
 
 
 @pytest.fixture(autouse=True)
@@ -95,9 +97,9 @@ def test_tools_call_the_command():
     [
         ('mmengine', ['train', 'x.py']),
         ('rich', ['inspect', 'vit_tiny_masa_s4', '--out', 'atoms']),
-        ('matplotlib', ['inspect', 'vit_tiny_masa_s4', '--out', 'atoms']),
-        ('plotly', ['inspect', 'vit_tiny_masa_s4', '--out', 'atoms']),
-        ('rich', ['benchmark', 'vit_tiny_masa_s4', '--pairs', '1000']),
+        slow('matplotlib', ['inspect', 'vit_tiny_masa_s4', '--out', 'atoms']),
+        slow('plotly', ['inspect', 'vit_tiny_masa_s4', '--out', 'atoms']),
+        slow('rich', ['benchmark', 'vit_tiny_masa_s4', '--pairs', '1000']),
     ],
 )
 def test_missing_extra_is_named_at_once(tmp_path, package, arguments):

@@ -35,6 +35,7 @@ def test_wheel_holds_package_configs_and_command(wheel):
     assert not any(name.startswith(('tests/', 'docs/')) for name in names)
 
 
+@pytest.mark.slow
 def test_configs_of_an_installed_wheel_are_found(wheel, tmp_path):
     """As pip would unpack it, in a folder that the interpreter looks at first."""
     with zipfile.ZipFile(wheel) as archive:

@@ -111,6 +111,7 @@ def test_folded_model_scripts_and_exports(small, images):
     torch.testing.assert_close(torch.export.load(file).module()(images), folded(images))
 
 
+@pytest.mark.slow
 def test_folded_model_is_created_from_its_folder_without_this_package(small, images, tmp_path):
     folded = masa_vit.fold(small()).eval()
     args = {'img_size': 32, 'patch_size': 8, 'embed_dim': 32, 'depth': 4, 'num_heads': 2}

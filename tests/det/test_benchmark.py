@@ -34,6 +34,7 @@ def test_command(det_config: Path, tmp_path: Path, capsys: pytest.CaptureFixture
     assert 'no FLOPs' in capsys.readouterr().out
 
 
+@pytest.mark.slow
 def test_peak_memory(det_config: Path) -> None:
     spec = Spec(str(det_config), img_size=64, batch_size=1)
     peak, added = peak_memory(DETECTOR.build, spec)

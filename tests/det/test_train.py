@@ -24,6 +24,7 @@ def weights(path: Path) -> dict[str, torch.Tensor]:
     return torch.load(path, weights_only=True)['state_dict']
 
 
+@pytest.mark.slow
 def test_train_test_and_fold(
     det_config: Path, tmp_path: Path, capsys: pytest.CaptureFixture
 ) -> None:
@@ -77,6 +78,7 @@ def test_the_folded_detector_predicts_the_same(
         torch.testing.assert_close(a, b, atol=1e-4, rtol=0)
 
 
+@pytest.mark.slow
 def test_a_resumed_run_is_the_run_that_was_interrupted(det_config: Path, tmp_path: Path) -> None:
     options = {'default_hooks.checkpoint.max_keep_ckpts': 2}
     train(det_config, tmp_path / 'whole', cfg_options=options)
@@ -91,6 +93,7 @@ def test_a_resumed_run_is_the_run_that_was_interrupted(det_config: Path, tmp_pat
         assert torch.equal(value, expected[key]), key
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize('with_cp', [False, True])
 def test_two_processes(det_config: Path, tmp_path: Path, free_port: int, with_cp: bool) -> None:
     """Checkpointed blocks, shared atoms and DDP together; the ranks end with equal parameters."""

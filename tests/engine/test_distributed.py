@@ -2,11 +2,13 @@
 
 import json
 
+import pytest
 import torch
 
 from masa_vit.cli import main
 
 
+@pytest.mark.slow
 def test_two_ranks_end_equal(command, toy_config, tmp_path):
     torchrun = ('-m', 'torch.distributed.run', '--standalone', '--nproc-per-node', '2')
     result = command(

@@ -40,7 +40,10 @@ VARIANTS = {
 }
 
 
-@pytest.mark.parametrize('killed', VARIANTS)
+@pytest.mark.parametrize(
+    'killed',
+    [pytest.param(name, marks=[pytest.mark.slow] * (name != 'validation=1')) for name in VARIANTS],
+)
 def test_killed_and_resumed(command, toy_config, tmp_path, killed):
     options = VARIANTS[killed]
     train(toy_config, tmp_path / 'whole', seed=3, cfg_options=options)

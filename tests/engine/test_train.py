@@ -235,6 +235,7 @@ def test_loop_by_iterations_resumes(toy_config, tmp_path):
     assert all(torch.equal(v, b['state_dict'][k]) for k, v in a['state_dict'].items())
 
 
+@pytest.mark.slow
 def test_kill_while_a_checkpoint_is_written(command, toy_config, tmp_path):
     result = command(
         *('train', toy_config, '--work-dir', 'run', '--seed', 1),

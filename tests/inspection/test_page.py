@@ -176,11 +176,13 @@ def number(text: str) -> float:
     return float(text.replace('\N{MINUS SIGN}', '-'))
 
 
+@pytest.mark.slow
 def test_page_opens_without_errors_and_fits(seen):
     assert seen['errors'] == []
     assert seen['overflow'] <= 0
 
 
+@pytest.mark.slow
 def test_sections_are_those_with_data(seen):
     everything = (
         'summary coefficients layers effective spectra heads atoms attention activations '
@@ -191,6 +193,7 @@ def test_sections_are_those_with_data(seen):
     assert seen['sectionsOfDense'] == [name for name in everything.split() if name not in of_atoms]
 
 
+@pytest.mark.slow
 def test_run_without_a_model_has_its_history(report, tmp_path):
     write_page(Report(history=report.history), tmp_path / 'report.html', 'A run')
     page = (tmp_path / 'report.html').read_text(encoding='utf-8')
@@ -207,14 +210,17 @@ def test_run_without_a_model_has_its_history(report, tmp_path):
     assert seen == {'errors': [], 'sections': ['history'], 'z': recorded[-1]}
 
 
+@pytest.mark.slow
 def test_figures_are_drawn_when_they_are_looked_at(seen):
     assert 'plot-history' not in seen['drawnAtFirst']
 
 
+@pytest.mark.slow
 def test_all_figures_are_drawn_for_print(seen):
     assert seen['notPrinted'] == 0
 
 
+@pytest.mark.slow
 def test_tables_sort_by_number_in_both_directions(seen):
     up = [number(text) for text in seen['sorted']['cosine ascending']]
     down = [number(text) for text in seen['sorted']['cosine descending']]
@@ -224,11 +230,13 @@ def test_tables_sort_by_number_in_both_directions(seen):
     assert down == sorted(up, reverse=True)
 
 
+@pytest.mark.slow
 def test_sorting_again_keeps_the_order_of_equals(seen):
     assert seen['sorted']['projection ascending'] == [*'KKKOOOQQQVVV']
     assert seen['modelsByProjection'] == ['one', HOSTILE, 'dense'] * 4
 
 
+@pytest.mark.slow
 def test_heatmaps_show_the_numbers_of_the_report_on_one_scale(seen, expected):
     assert seen['coefficients'] == of_all(expected, 'coefficients')
     assert seen['canonical'] == of_all(expected, 'canonical_coefficients')
@@ -238,6 +246,7 @@ def test_heatmaps_show_the_numbers_of_the_report_on_one_scale(seen, expected):
     assert seen['everywhere'] == of_all(expected, 'ablation_accuracy_everywhere')
 
 
+@pytest.mark.slow
 def test_hover_says_layer_atom_and_value(seen, expected):
     value = of_all(expected, 'coefficients')[1][2][1]
     shown = re.fullmatch(r'layer 2, atom 1(.+)', seen['hover'])
@@ -245,6 +254,7 @@ def test_hover_says_layer_atom_and_value(seen, expected):
     assert number(shown[1]) == float(f'{value:.4g}')
 
 
+@pytest.mark.slow
 def test_projection_and_layer_are_selected_by_list_and_by_click(seen, expected):
     assert seen['clickedLayer'] == '2'
     k = expected['models']['one']['projections']['k']
@@ -257,6 +267,7 @@ def test_projection_and_layer_are_selected_by_list_and_by_click(seen, expected):
     assert seen['attention'] == attention[1][1]
 
 
+@pytest.mark.slow
 def test_layers_stand_by_depth_or_as_their_tree(seen, expected):
     k = expected['models']['one']['projections']['k']
     cosines, linkage = k['weight_similarity'], k['linkage']
@@ -268,12 +279,14 @@ def test_layers_stand_by_depth_or_as_their_tree(seen, expected):
     assert joints == [row[2] for row in linkage]
 
 
+@pytest.mark.slow
 def test_models_are_compared_atom_by_matched_atom(seen, expected):
     first = expected['models']['one']['projections']['k']['contributions']
     second = expected['comparisons'][0]['projections']['k']['matched_contributions']
     assert seen['matched'] == [first, second]
 
 
+@pytest.mark.slow
 def test_slider_and_button_move_through_the_epochs(seen, expected):
     recorded = [of['coefficients'] for of in expected['history']['projections'].values()]
     assert seen['atEpoch'] == {'shown': '5', 'z': [values[1] for values in recorded]}
@@ -282,6 +295,7 @@ def test_slider_and_button_move_through_the_epochs(seen, expected):
     assert seen['played'] == {'pressed': 'false', 'shown': '10', 'z': last}
 
 
+@pytest.mark.slow
 def test_numbers_are_downloaded_from_the_page(seen, expected):
     assert seen['download'] == expected
     assert seen['downloadName'].endswith('.json')
