@@ -9,11 +9,10 @@ Importing the package registers the models with timm::
 """
 
 from masa_vit.compression import compress
-from masa_vit.convert import bake, fold
-from masa_vit.layers import refresh
+from masa_vit.convert import bake, fold, load_folded
 from masa_vit.models import MasaVisionTransformer, load_weights
 
-__version__ = '0.1.0'
+__version__ = '0.2.0.dev0'
 
 __all__ = [
     'MasaVisionTransformer',
@@ -21,6 +20,6 @@ __all__ = [
     'bake',
     'compress',
     'fold',
+    'load_folded',
     'load_weights',
-    'refresh',
 ]

@@ -135,8 +135,6 @@ def _copy_of(model: nn.Module) -> MasaVisionTransformer:
     vit = copy.deepcopy(model).eval()
     bake_coefficients(vit)
     vit.set_grad_checkpointing(False)
-    # every call composes its own weight from the coefficients as they are then
-    vit.set_composition('layerwise')
     return vit
 
 
@@ -192,7 +190,7 @@ def _removals(
 
 def _coef(block: Any, name: str) -> torch.Tensor:
     """The coefficients (S,) of a projection of a block: a parameter, or, if frozen, a buffer."""
-    coef: torch.Tensor = getattr(block.coef, name)
+    coef: torch.Tensor = getattr(block.attn.coef, name)
     return coef
 
 

@@ -14,6 +14,8 @@ from typing import Any
 import torch
 from torch import nn
 
+from masa_vit.layers import SharedBlocks
+
 Batch = torch.Tensor | Sequence[torch.Tensor]
 """Images (B, 3, H, W) as the model takes them (normalised), or a tuple of them and classes (B,)."""
 
@@ -161,8 +163,7 @@ def evaluating(model: nn.Module) -> Iterator[None]:
     modes = {module: module.training for module in model.modules()}
     with torch.no_grad():
         try:
-            if any(modes.values()):  # else leave composed weights where they are kept
-                model.eval()
+            model.eval()
             yield
         finally:
             for module, training in modes.items():
@@ -192,7 +193,7 @@ def attention_modules(model: nn.Module) -> list[Any]:
         TypeError: If there is no stack of blocks, or its attention is of an unknown kind.
     """
     blocks: Any = getattr(model, 'blocks', None)
-    if not isinstance(blocks, (nn.Sequential, nn.ModuleList)) or not len(blocks):
+    if not isinstance(blocks, (nn.Sequential, nn.ModuleList, SharedBlocks)) or not len(blocks):
         raise TypeError(not_a_transformer(model, 'no `blocks`'))
     for index, block in enumerate(blocks):
         attention = getattr(block, 'attn', None)

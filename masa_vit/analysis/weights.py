@@ -2,27 +2,16 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 
 import torch
 from torch import nn
 
-from masa_vit.analysis.extract import coefficients, count_coefficients, dictionary_names
-from masa_vit.layers import parse_bank_name
+from masa_vit.analysis.extract import Source, coefficients, dictionary_names, stack_of
+from masa_vit.layers import compose, parse_bank_name
 from masa_vit.models.sharing_args import LAYOUT, PROJECTIONS
-
-_BANK = re.compile(r'(?:.*\.)?banks\.(?P<bank>\w+)\.atoms')
-_OWN = re.compile(
-    r'(?P<stack>(?:.*\.)?)(?P<layer>\d+)\.[\w.]+\.(?P<part>dense|up|down)_(?P<name>\w+)'
-)
-_LINEAR = re.compile(
-    rf'(?P<stack>(?:.*\.)?)(?P<layer>\d+)\.(?P<path>{"|".join(map(re.escape, LAYOUT))})\.weight'
-)
-
-Residual = tuple[torch.Tensor, torch.Tensor]
-"""U (out, k) and V (k, in)."""
+from masa_vit.models.state_dict import Residual
 
 
 @dataclass(frozen=True)
@@ -82,14 +71,13 @@ class ProjectionWeights:
         """Return the weights of a projection in all layers, (L, out, in), with their residuals."""
         if name in self.dense:
             return torch.stack([weight.float() for weight in self.dense[name]])
-        coef, atoms = self.coef[name], self.atoms[name]
-        weights = (coef @ atoms.flatten(1)).view(-1, *atoms.shape[1:])
+        weights = compose(self.coef[name], self.atoms[name])
         for layer, (up, down) in self.residuals.get(name, {}).items():
             weights[layer] += up @ down
         return weights
 
 
-def projection_weights(source: nn.Module | Mapping[str, torch.Tensor]) -> ProjectionWeights:
+def projection_weights(source: Source) -> ProjectionWeights:
     """Read the projections of a model, of any module that holds one, or of a state dict.
 
     Args:
@@ -98,36 +86,34 @@ def projection_weights(source: nn.Module | Mapping[str, torch.Tensor]) -> Projec
     Raises:
         ValueError: If there are no such projections, or several stacks of blocks that have some.
     """
+    stack = stack_of(source)
     coef = coefficients(source)
-    state, num_heads = _state_of(source), None
+    num_heads = None
     if isinstance(source, nn.Module):
         heads = [module.num_heads for module in source.modules() if hasattr(module, 'num_heads')]
         num_heads = heads[0] if heads and isinstance(heads[0], int) else None
-    own, stacks = _own_parts(state)
-    if not coef and not own['dense']:
+    if not coef and not stack.dense:
         raise ValueError(
-            'there are no attention projections in it: expected a MASA model (`banks.*.atoms`), or '
+            'there are no attention projections in it: expected a MASA model (`*_banks.*.atoms`), or '
             f"timm's names of a dense one ({', '.join(LAYOUT)})"
-        )
-    if len(stacks) > 1:
-        raise ValueError(
-            f'several stacks of blocks have attention projections: {sorted(stacks)}. Models with '
-            'stages (Swin) cannot be read; of a module that holds several models, give one of them'
         )
     atoms_of, dictionary_of = shared_atoms(source, coef)
     return ProjectionWeights(
         coef=coef,
         atoms={name: atoms_of[key] for name, key in dictionary_of.items()},
-        residuals=_residuals(own),
-        dense={name: [rows[i] for i in sorted(rows)] for name, rows in own['dense'].items()},
+        residuals={
+            name: {i: (up.cpu().float(), down.cpu().float()) for i, (up, down) in of_name.items()}
+            for name, of_name in stack.residuals.items()
+        },
+        dense={name: [rows[i].cpu() for i in sorted(rows)] for name, rows in stack.dense.items()},
         dictionaries=dictionary_of,
-        num_coefficients=count_coefficients(source),
+        num_coefficients=stack.num_coefficients,
         num_heads=num_heads,
     )
 
 
 def shared_atoms(
-    source: nn.Module | Mapping[str, torch.Tensor], projections: Iterable[str]
+    source: Source, projections: Iterable[str]
 ) -> tuple[dict[str, torch.Tensor], dict[str, str]]:
     """Read the atoms alone, and who uses them.
 
@@ -141,18 +127,13 @@ def shared_atoms(
     Raises:
         ValueError: If a projection has no atoms.
     """
-    banks = {
-        (key, layers): value
-        for name, value in _state_of(source).items()
-        if (match := _BANK.fullmatch(name))
-        for key, layers in [parse_bank_name(match['bank'])]
-    }
+    banks = {parse_bank_name(name): atoms for name, atoms in stack_of(source).atoms.items()}
     dictionary_of = dictionary_names(source, projections)
     if missing := [name for name in projections if name not in dictionary_of]:
         raise ValueError(
             f'projections {missing} have coefficients but no atoms: expected a dictionary of their '
             f'name, or with their letters, found {sorted({key for key, _ in banks})} '
-            '(`banks.<dictionary>.atoms`). If it has another name, give the model, not a state dict'
+            '(`*_banks.<dictionary>.atoms`). If it has another name, give the model, not a state dict'
         )
     atoms = {
         # the atoms of groups stand in the order in which `coefficients` places them
@@ -160,40 +141,3 @@ def shared_atoms(
         for key in dict.fromkeys(dictionary_of.values())
     }
     return atoms, dictionary_of
-
-
-def _state_of(source: nn.Module | Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
-    if isinstance(source, nn.Module):
-        return {key: value.detach() for key, value in source.state_dict(keep_vars=True).items()}
-    return dict(source)
-
-
-_Parts = dict[str, dict[str, dict[int, torch.Tensor]]]
-
-
-def _own_parts(state: Mapping[str, torch.Tensor]) -> tuple[_Parts, set[str]]:
-    """What layers have of their own: part -> projection -> layer -> tensor; and their stacks."""
-    parts: _Parts = {'dense': {}, 'up': {}, 'down': {}}
-    stacks = set()
-    for key, value in state.items():
-        if match := _OWN.fullmatch(key):
-            found = {(match['part'], match['name']): value}
-        elif match := _LINEAR.fullmatch(key):
-            names = LAYOUT[match['path']]
-            rows = value.chunk(len(names))
-            found = {('dense', name): row for name, row in zip(names, rows, strict=True)}
-        else:
-            continue
-        stacks.add(match['stack'])
-        for (part, name), tensor in found.items():
-            parts[part].setdefault(name, {})[int(match['layer'])] = tensor.cpu()
-    return parts, stacks
-
-
-def _residuals(own: _Parts) -> dict[str, dict[int, Residual]]:
-    return {
-        name: {
-            layer: (up.float(), own['down'][name][layer].float()) for layer, up in layers.items()
-        }
-        for name, layers in own['up'].items()
-    }

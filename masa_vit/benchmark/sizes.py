@@ -60,8 +60,7 @@ def _checkpoint_bytes(subject: Subject) -> int:
 def count_flops(subject: Subject) -> dict[str, float]:
     """Count the floating-point operations of matrix products and convolutions.
 
-    Attention counts by its formula, for the counter does not know every fused kernel. Evaluation is
-    the second one, where weights that are kept have been composed.
+    Attention counts by its formula, for the counter does not know every fused kernel.
 
     Args:
         subject: On the meta device, where nothing is computed.
@@ -72,10 +71,8 @@ def count_flops(subject: Subject) -> dict[str, float]:
     evaluation, training = FlopCounterMode(display=False), FlopCounterMode(display=False)
     model = subject.model.eval()
     with sdpa_kernel(SDPBackend.MATH):
-        with torch.inference_mode():
+        with torch.no_grad(), evaluation:  # the counter fails on parameters in inference mode
             subject.predict(model)
-            with evaluation:
-                subject.predict(model)
         model.train()
         with training:
             subject.loss(model).backward()

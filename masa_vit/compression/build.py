@@ -50,9 +50,7 @@ def build(model: Any, solution: Solution) -> MasaVisionTransformer:
                 memo[id(module.weight)] = nn.Parameter(module.weight.to('meta'))
     masa = copy.deepcopy(model, memo)
     masa.__class__ = MasaVisionTransformer
-    masa.set_composition('kept')
-    masa.banks = share_solution(masa.blocks, LAYOUT, solution, dense_weights(model))
-    masa.generator = None
+    masa.blocks = share_solution(masa.blocks, LAYOUT, solution, dense_weights(model))
     _rename(masa, model, args)
     return masa
 

@@ -9,6 +9,7 @@ import torch
 
 from masa_vit.compression.metric import Metric
 from masa_vit.compression.pca import matrix_pca
+from masa_vit.layers import compose
 
 _ROUNDS = {'first': 8, 'again': 2}
 """Of coefficients and atoms in turn, from Matrix PCA and from an earlier fit."""
@@ -32,8 +33,7 @@ class Fit(NamedTuple):
 
     def shared(self) -> torch.Tensor:
         """The part of the weights that comes from the atoms, (L, out, in)."""
-        atoms = self.atoms.double()
-        return (self.coef.to(atoms) @ atoms.flatten(1)).view(-1, *atoms.shape[1:])
+        return compose(self.coef.to(self.atoms.device), self.atoms.double())
 
     def own(self) -> torch.Tensor:
         """The part that is each layer's own, (L, out, in)."""
@@ -134,7 +134,7 @@ def _improve_atoms(
     """Conjugate gradients on ``sum_l c_ls G_l (sum_t c_lt D_t) H_l = sum_l c_ls G_l W_l H_l``."""
 
     def mix(atoms: torch.Tensor) -> torch.Tensor:
-        return (coef @ atoms.flatten(1)).view_as(target)
+        return compose(coef, atoms)
 
     def gather(weights: torch.Tensor) -> torch.Tensor:
         return (coef.T @ weights.flatten(1)).view_as(atoms)

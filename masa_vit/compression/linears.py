@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 import torch
 from torch import nn
@@ -13,6 +14,7 @@ from masa_vit.compression.solve import Solution, solve
 from masa_vit.compression.weights import Weights, linear_weights
 from masa_vit.layers import (
     Dictionary,
+    SharedBlocks,
     SharedLinear,
     bank_name,
     check_groups,
@@ -31,27 +33,27 @@ def compress_linears(
     *,
     groups: Sequence[Sequence[int]] | None = None,
     residual_rank: int = 0,
-) -> nn.ModuleDict:
-    """Approximate the weights of linear maps of a stack of blocks by atoms, in place; lossy.
+) -> SharedBlocks:
+    """Approximate the weights of linear layers of a stack of blocks by atoms, in place; lossy.
 
     For models that `compress` does not take (DINOv3, language models, ...): Matrix PCA, as there, and
-    if asked for a residual of low rank for each layer. `masa_vit.layers.fold_linears` undoes the
-    sharing, and leaves the model with dense linear maps again.
+    optionally a low-rank residual for each layer: ``model.blocks = compress_linears(model.blocks,
+    ...)``. `masa_vit.fold` returns the model with dense linear layers again.
 
     Args:
-        blocks: The L blocks, alike in shape; each gets its coefficients as `block.coef`.
+        blocks: The L blocks, alike in shape.
         layout: Path of a `torch.nn.Linear` inside a block -> the projections that its output stacks,
             each with a dictionary of its own, e.g. ``{'attn.qkv': 'qkv', 'attn.proj': 'o'}`` or, for
             names of more than a letter, ``{'mlp.gate_proj': ['gate']}``; see
-            `masa_vit.layers.share_linears`. All that shall share, in one call.
+            `masa_vit.layers.share_linears`.
         num_atoms: Number of atoms S of each dictionary, less than there are layers; a list: of each
             group.
         groups: Lists of layers that share with each other only. Default: one group.
-        residual_rank: Rank k of a part of every weight that is its layer's own.
+        residual_rank: Rank k of the low-rank residual of every weight.
 
     Returns:
-        The banks by dictionary name, to be registered on the model, once: ``model.banks = banks``.
-        Atoms, coefficients and residuals are trainable, also where the weights were frozen.
+        The blocks with the banks that they share, to be put in the place of `blocks`. Atoms,
+        coefficients and residuals are trainable, also where the weights were frozen.
 
     Raises:
         ValueError: For blocks that are not alike, not as `layout` says, or share already; arguments
@@ -75,8 +77,8 @@ def share_solution(
     layout: Mapping[str, Names],
     solution: Solution,
     weights: Weights,
-) -> nn.ModuleDict:
-    """Replace linear maps of blocks by shared ones with what was fitted, in place.
+) -> SharedBlocks:
+    """Replace linear layers of blocks by shared ones with what was fitted, in place.
 
     Args:
         blocks: As they were fitted; the weights of the linear maps may be on the meta device.
@@ -85,7 +87,7 @@ def share_solution(
         weights: Of all projections, on the device and in the dtype that is wanted.
 
     Returns:
-        The banks by dictionary name.
+        The blocks with the banks that they share.
     """
     groups, num_atoms, ranks = solution.sharing
     dictionaries = {
@@ -93,31 +95,38 @@ def share_solution(
         for name, numbers in num_atoms.items()
         for layers, number in zip(groups, numbers, strict=True)
     }
-    training = [[block.get_submodule(path).training for path in layout] for block in blocks]
-    with torch.random.fork_rng(devices=[]):  # draws initial coefficients, which nobody will see
-        banks, _ = share_linears(blocks, layout, dictionaries, residual_ranks=ranks)
-    banks.train(blocks[0].training)
+    shared: Any = blocks
+    for parent in dict.fromkeys(path.rpartition('.')[0] for path in layout):
+        of_parent = {p: names for p, names in layout.items() if p.rpartition('.')[0] == parent}
+        fitted = {name for names in of_parent.values() for name in names if name in num_atoms}
+        if fitted:
+            with torch.random.fork_rng(devices=[]):  # the initial coefficients are replaced below
+                shared = share_linears(
+                    shared,
+                    of_parent,
+                    {key: value for key, value in dictionaries.items() if value.names[0] in fitted},
+                    residual_ranks={name: ranks[name] for name in fitted},
+                )
     path_of = {name: path for path, names in layout.items() for name in names}
-    for key, ((name,), layers, _) in dictionaries.items():
+    for (name,), layers, _ in dictionaries.values():
         fit = solution.fits[name][groups.index(list(layers))]
         like = weights[name][0]
-        banks[key].atoms = nn.Parameter(fit.atoms.to(like).contiguous())
         for index, layer in enumerate(layers):
-            setattr(blocks[layer].coef, name, _parameter(fit.coef[index], like))
-            linear = blocks[layer].get_submodule(path_of[name])
+            linear: Any = blocks[layer].get_submodule(path_of[name])
+            if index == 0:
+                linear.banks[name].atoms = nn.Parameter(fit.atoms.to(like).contiguous())
+            setattr(linear.coef, name, _parameter(fit.coef[index], like))
             for part, value in zip(('up', 'down'), fit.residual[index], strict=True):
                 if value.numel():
                     setattr(linear, f'{part}_{name}', _parameter(value, like))
     for index, block in enumerate(blocks):
-        block.coef.train(block.training)  # type: ignore[union-attr]
-        for path, was_training in zip(layout, training[index], strict=True):
-            shared = block.get_submodule(path)
-            if isinstance(shared, SharedLinear):
-                shared.train(was_training)
-                for name in set(shared.names) - set(solution.fits):
+        for path in layout:
+            linear = block.get_submodule(path)
+            if isinstance(linear, SharedLinear):
+                for name in set(linear.names) - set(solution.fits):
                     row = weights[name][index]
-                    setattr(shared, f'dense_{name}', _parameter(row, row))
-    return banks
+                    setattr(linear, f'dense_{name}', _parameter(row, row))
+    return shared
 
 
 def _parameter(value: torch.Tensor, like: torch.Tensor) -> nn.Parameter:

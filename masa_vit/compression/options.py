@@ -10,7 +10,7 @@ from masa_vit.compression.align import MODES
 from masa_vit.compression.allocation import ALLOCATIONS
 from masa_vit.compression.groups import Groups
 from masa_vit.compression.metric import WEIGHTINGS
-from masa_vit.layers.atoms import check_num_atoms
+from masa_vit.layers.bank import check_num_atoms
 from masa_vit.models.sharing_args import PROJECTIONS, ResidualRank, parse_projections
 
 GROUPINGS = ('uniform', 'kl', 'optimal', 'spectral', 'hierarchical')

@@ -6,13 +6,16 @@ import copy
 import inspect
 from collections.abc import Mapping
 from functools import partial
+from pathlib import Path
 from typing import Any
 
+import torch
 from timm.layers import get_norm_layer
 from timm.models.vision_transformer import VisionTransformer
 from torch import nn
 
-from masa_vit.layers import SharedLinear, fold_linears
+from masa_vit.layers import SharedLinear, fuse_children
+from masa_vit.models import create_timm_model, read_state_dict
 from masa_vit.models.vision_transformer_masa import (
     SIZES,
     MasaVisionTransformer,
@@ -60,11 +63,11 @@ def fold(model: nn.Module) -> nn.Module:
     ``vit_base_masa_s4``), so that it saves, loads, scripts and exports without this package.
 
     Args:
-        model: A MASA model, or a module that holds some (a classifier around one).
+        model: A MASA model, any module that holds one (a classifier, a detector), or any model
+            whose blocks share weights by `masa_vit.layers.share_linears`.
 
     Returns:
-        A new module. The difference of the outputs is 0 on the same device and dtype, or, where layers
-        have residuals, that of adding them to the weight instead of the output: rounding.
+        A new module. The difference of the outputs is 0 on the same device and dtype.
 
     Raises:
         ValueError: If nothing in `model` is shared.
@@ -76,19 +79,57 @@ def fold(model: nn.Module) -> nn.Module:
         if isinstance(module, MasaVisionTransformer) and type(module) is not MasaVisionTransformer:
             raise TypeError(
                 f'fold makes a plain VisionTransformer, which would lose what {type(module).__name__} '
-                'adds to MasaVisionTransformer: use masa_vit.layers.fold_linears on a copy'
+                'adds to MasaVisionTransformer: use masa_vit.layers.fuse_children on a copy'
             )
-    folded = copy.deepcopy(model)
-    fold_linears(folded)
-    for module in list(folded.modules()):
+    return _fold_in_place(copy.deepcopy(model))
+
+
+def load_folded(
+    source: str | Path,
+    model_name: str = '',
+    dtype: torch.dtype = torch.float32,
+    **model_args: Any,
+) -> nn.Module:
+    """Load the file of a MASA model as the plain timm model: small file, dense speed.
+
+    Args:
+        source: A folder in timm's Hub layout, or a `.safetensors` or `.pth` file.
+        model_name: For a file: the name of the MASA model, e.g. 'vit_base_masa_s4'.
+        dtype: Of the weights that are composed, and of the model.
+        model_args: Arguments of `timm.create_model`.
+
+    Raises:
+        FileNotFoundError: If there is no such file.
+        ValueError: If the file or folder is not that of a MASA model.
+        RuntimeError: If the weights do not fit the model.
+    """
+    is_folder = Path(source).is_dir()
+    name = f'local-dir:{source}' if is_folder else model_name
+    file = Path(source) / 'model.safetensors' if is_folder else source
+    state = {
+        key: value.to(dtype) if value.is_floating_point() else value
+        for key, value in read_state_dict(file).items()
+    }
+    with torch.device('meta'):
+        model = create_timm_model(name, model_args)
+    if not isinstance(model, MasaVisionTransformer):
+        raise ValueError(
+            f'{name!r} is a {type(model).__name__}, expected a MASA model such as vit_base_masa_s4: '
+            'a dense model is loaded by timm.create_model'
+        )
+    if any(buffer.is_meta and name not in state for name, buffer in model.named_buffers()):
+        model = create_timm_model(name, model_args)  # buffers that no file holds
+    model.load_state_dict(state, assign=True)
+    return _fold_in_place(model)
+
+
+def _fold_in_place(model: nn.Module) -> nn.Module:
+    fuse_children(model)
+    for module in list(model.modules()):
         if isinstance(module, MasaVisionTransformer):
-            if hasattr(module, 'generator'):  # None, where there was no MLP
-                del module.generator
-            del module.composition
-            # Now nothing is left that timm's class does not have.
-            module.__class__ = VisionTransformer
+            module.__class__ = VisionTransformer  # its other attributes are timm's
             _rename(module)
-    return folded
+    return model
 
 
 def _rename(model: Any) -> None:

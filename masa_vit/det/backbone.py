@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Sequence
-from contextlib import nullcontext
 from typing import Any, cast
 
 import torch
@@ -21,7 +20,7 @@ from torch import nn
 from torch.utils.checkpoint import checkpoint
 
 from masa_vit.det.attention import WindowedAttention
-from masa_vit.models import MasaVisionTransformer, create_timm_model, load_weights
+from masa_vit.models import create_timm_model, load_weights
 
 _HEAD = ('norm.', 'fc_norm.', 'attn_pool.', 'head.')
 """What a classifier has beyond a backbone, by timm's names."""
@@ -156,15 +155,14 @@ class MasaViT(BaseModule):
         shape = x.shape
         x = vit.norm_pre(vit._pos_embed(x)).view(shape)
         outs = []
-        with vit.composing(x) if isinstance(vit, MasaVisionTransformer) else nullcontext():
-            for index, block in enumerate(vit.blocks):
-                if self.with_cp and torch.is_grad_enabled():
-                    # reentrant checkpointing fails under DDP with parameters that several blocks use
-                    x = checkpoint(block, x, use_reentrant=False)
-                else:
-                    x = block(x)
-                if index in self.out_indices:
-                    outs.append(x.permute(0, 3, 1, 2).contiguous())
+        for index, block in enumerate(vit.blocks):
+            if self.with_cp and torch.is_grad_enabled():
+                # reentrant checkpointing fails under DDP with parameters that several blocks use
+                x = checkpoint(block, x, use_reentrant=False)
+            else:
+                x = block(x)
+            if index in self.out_indices:
+                outs.append(x.permute(0, 3, 1, 2).contiguous())
         return tuple(outs)
 
     def train(self, mode: bool = True) -> MasaViT:
@@ -189,7 +187,7 @@ class MasaViT(BaseModule):
         banks = getattr(self.vit, 'banks', None)
         if banks is None:  # the dense twin of a config with freeze_atoms
             return
-        if self.freeze_atoms:
+        if self.freeze_atoms or self.frozen_stages == len(self.vit.blocks):
             banks.requires_grad_(False)
             if self.vit.generator is not None:
                 self.vit.generator.requires_grad_(False)

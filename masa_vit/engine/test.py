@@ -83,6 +83,7 @@ def test(
         cfg.test_cfg.fp16 = True  # mmengine's name; on a CPU it is bfloat16
     cfg.work_dir = str(choose_work_dir(cfg, work_dir) / 'test')
     cfg.resume, cfg.load_from = False, str(checkpoint)
+    cfg.custom_hooks = [*cfg.get('custom_hooks', []), dict(type='FoldHook')]
 
     with process_group(cfg, launcher), readable_errors(cfg):
         runner = Runner.from_cfg(cfg)

@@ -25,6 +25,7 @@ from masa_vit.engine.files import (
 )
 from masa_vit.engine.hooks.summary import SummaryHook
 from masa_vit.engine.runner import Runner
+from masa_vit.models.state_dict import rename_old_keys
 
 LAUNCHERS = ('none', 'pytorch', 'slurm', 'mpi')
 
@@ -117,9 +118,16 @@ def _set_resume(cfg: Config, resume: str | Path | None, seed: int | None) -> Non
         path = Path(resume)
     if path.resolve().parent != Path(cfg.work_dir).resolve():
         check_work_dir_free(cfg.work_dir)
-    meta = read_checkpoint(path).get('meta', {})
+    checkpoint = read_checkpoint(path)
+    meta = checkpoint.get('meta', {})
     if 'epoch' not in meta or 'iter' not in meta:
         raise ValueError(f'checkpoint {str(path)!r} holds weights only; nothing to resume.')
+    if rename_old_keys(dict(checkpoint['state_dict'])):
+        raise ValueError(
+            f'checkpoint {str(path)!r} was written by version 0.1, which had its parameters in another '
+            "order: the optimizer's state does not fit. Start a new run from its weights "
+            '(init_from of a classifier, load_from), or resume with version 0.1.'
+        )
     run_seed = meta.get('seed')
     if seed is not None and run_seed is not None and seed != run_seed:
         raise ValueError(

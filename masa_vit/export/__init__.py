@@ -4,14 +4,13 @@ Needs torch and timm; ONNX needs the extra `export`.
 """
 
 from masa_vit.export.check import TOLERANCE, Exported, ExportError
-from masa_vit.export.folder import create_folded, export_folded, export_hub
+from masa_vit.export.folder import export_folded, export_hub
 from masa_vit.export.graph import export_onnx, export_torch
 
 __all__ = [
     'TOLERANCE',
     'ExportError',
     'Exported',
-    'create_folded',
     'export_folded',
     'export_hub',
     'export_onnx',

@@ -177,7 +177,7 @@ def _weights(model: nn.Module) -> list[nn.Parameter]:
     return [
         parameter
         for name, parameter in model.named_parameters()
-        if parameter.ndim > 1 and parameter.is_floating_point() and 'generator.' not in name
+        if parameter.ndim > 1 and parameter.is_floating_point() and '_generator.' not in name
     ]
 
 

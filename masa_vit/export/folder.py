@@ -11,18 +11,15 @@ import timm
 from timm.models import save_for_hf
 from torch import nn
 
-from masa_vit.convert import load_folded
 from masa_vit.convert.fold import dense_record
 from masa_vit.export.check import Exported, ExportError, Form, input_size, make_form
 from masa_vit.layers import SharedLinear
-from masa_vit.models import dense_architecture
 from masa_vit.models.vision_transformer_masa import SHARINGS, MasaVisionTransformer
-from masa_vit.sources import read_config
 from masa_vit.staging import staged, total_size
 
 FILES = ('model.safetensors', 'config.json')
 
-_NOT_SAVED = ('drop_rate', 'drop_path_rate', 'device', 'dtype', 'composition')
+_NOT_SAVED = ('drop_rate', 'drop_path_rate', 'device', 'dtype')
 """Arguments of how a model runs, not of what it is."""
 
 
@@ -71,7 +68,7 @@ def export_hub(
     """Write the MASA model: atoms, coefficients and the rest.
 
     ``timm.create_model('local-dir:...', pretrained=True)`` loads it after `import masa_vit`, and
-    `create_folded` loads it as the plain timm model. With `bake` and ``dtype='bf16'`` it is the
+    `masa_vit.load_folded` loads it as the plain timm model. With `bake` and ``dtype='bf16'`` it is the
     smallest form for deployment.
 
     Args:
@@ -99,28 +96,6 @@ def export_hub(
         difference = _write(form, {**SHARINGS.get(sharing, {}), **args}, stage)
         size = total_size(stage, FILES)
     return Exported(Path(folder), size, difference, form.rounding)
-
-
-def create_folded(folder: str | Path) -> nn.Module:
-    """Create the plain timm model from the folder of a MASA model: small file, dense speed.
-
-    The weights of every layer are composed once, while loading.
-
-    Raises:
-        FileNotFoundError: If `folder` has no `config.json` or `model.safetensors`.
-        ValueError: If these are not those of a MASA model.
-    """
-    config = read_config(folder)
-    if not dense_architecture(config['architecture']):
-        raise ValueError(
-            f'{str(folder)!r} holds a {config["architecture"]!r}, not a MASA model: create it by '
-            f"timm.create_model('local-dir:{folder}', pretrained=True)"
-        )
-    name, args = dense_record(config['architecture'], config.get('model_args', {}))
-    args.setdefault('num_classes', config.get('num_classes'))
-    cfg = {**config.get('pretrained_cfg', {}), 'architecture': name}
-    model = timm.create_model(name, pretrained_cfg=cfg, **args)
-    return load_folded(model, Path(folder) / FILES[0])
 
 
 def _record(

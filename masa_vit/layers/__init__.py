@@ -1,6 +1,13 @@
 """Weight sharing across layers, for any stack of alike blocks (needs torch only)."""
 
-from masa_vit.layers.atoms import AtomBank, compose
+from masa_vit.layers.bank import AtomBank, compose
+from masa_vit.layers.blocks import SharedBlocks, bake_coefficients, fuse_children
+from masa_vit.layers.checks import (
+    COEFFICIENT_KINDS,
+    check_groups,
+    check_ranks,
+    projection_shapes,
+)
 from masa_vit.layers.coefficients import (
     CoefficientGenerator,
     CoefficientSource,
@@ -11,27 +18,12 @@ from masa_vit.layers.coefficients import (
     draw_coefficients,
     orthogonal_coefficients,
 )
-from masa_vit.layers.composition import COMPOSITIONS, composing, refresh
-from masa_vit.layers.conversion import bake_coefficients, fold_linears
-from masa_vit.layers.dictionaries import (
-    Dictionaries,
-    Dictionary,
-    bank_name,
-    check_groups,
-    parse_bank_name,
-)
+from masa_vit.layers.dictionaries import Dictionaries, Dictionary, bank_name, parse_bank_name
 from masa_vit.layers.linear import SharedLinear
-from masa_vit.layers.sharing import (
-    COEFFICIENT_KINDS,
-    check_ranks,
-    projection_shapes,
-    read_dictionaries,
-    share_linears,
-)
+from masa_vit.layers.sharing import read_dictionaries, share_linears
 
 __all__ = [
     'COEFFICIENT_KINDS',
-    'COMPOSITIONS',
     'AtomBank',
     'CoefficientGenerator',
     'CoefficientSource',
@@ -40,6 +32,7 @@ __all__ = [
     'DirectCoefficients',
     'FrozenCoefficients',
     'MlpCoefficients',
+    'SharedBlocks',
     'SharedLinear',
     'assign_coefficients',
     'bake_coefficients',
@@ -47,13 +40,11 @@ __all__ = [
     'check_groups',
     'check_ranks',
     'compose',
-    'composing',
     'draw_coefficients',
-    'fold_linears',
+    'fuse_children',
     'orthogonal_coefficients',
     'parse_bank_name',
     'projection_shapes',
     'read_dictionaries',
-    'refresh',
     'share_linears',
 ]

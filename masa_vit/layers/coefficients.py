@@ -1,13 +1,10 @@
-"""Where the coefficients of a block come from.
+"""Sources of the coefficients C (L, S), one per block.
 
-Every block owns one `CoefficientSource`, which gives the coefficients ``c_l`` of each projection of
-that block. Three sources share one small interface, `rows(names)`:
-
-- `DirectCoefficients`: a trainable vector per projection;
-- `FrozenCoefficients`: given vectors, which do not train; one-hot rows express schemes in which
-  layers share whole matrices (Sequential, Repeat-all-over);
-- `MlpCoefficients`: the paper's, a trainable embedding of the block through a three-layer MLP, the
-  `CoefficientGenerator`, which all blocks share and which is dropped after training (`bake`).
+- `DirectCoefficients`: trainable numbers;
+- `FrozenCoefficients`: given numbers that do not train; one-hot rows express schemes in which layers
+  share whole matrices (Sequential, Repeat-all-over);
+- `MlpCoefficients`: the paper's source, a trainable embedding of the block through a three-layer
+  MLP, the `CoefficientGenerator`, which all blocks share and `masa_vit.bake` drops after training.
 
 Coefficients are signed and unconstrained.
 """
@@ -15,34 +12,26 @@ Coefficients are signed and unconstrained.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import cast
 
 import torch
 from torch import nn
 from torch.nn import functional as F
 
-from masa_vit.layers.autograd import Recomputed
-from masa_vit.layers.context import no_autocast, runs_eagerly
+from masa_vit.layers.bank import no_autocast
 from masa_vit.layers.dictionaries import Dictionaries
 
 
-@torch.fx.wrap  # one node for every fx tracer, as `compose`
+@torch.fx.wrap  # one node in traced graphs, as `compose`
 def generate(embedding: torch.Tensor, *weights: torch.Tensor) -> torch.Tensor:
     """Run the coefficient MLP, in the dtype of its weights even under autocast.
 
     Args:
-        embedding: (embed_dim,), or of several blocks, (L, embed_dim).
+        embedding: (..., embed_dim).
         weights: Weight and bias of the three layers, in order.
 
     Returns:
-        The coefficients of all projections, (sum of S,) or (L, sum of S).
+        The coefficients of all projections, (..., sum of S).
     """
-    if runs_eagerly(embedding):
-        return Recomputed.apply(_run_mlp, embedding, *weights)
-    return _run_mlp(embedding, *weights)
-
-
-def _run_mlp(embedding: torch.Tensor, *weights: torch.Tensor) -> torch.Tensor:
     w1, b1, w2, b2, w3, b3 = weights
     with no_autocast(embedding.device):
         hidden = F.gelu(F.linear(F.gelu(F.linear(embedding, w1, b1)), w2, b2))
@@ -50,7 +39,7 @@ def _run_mlp(embedding: torch.Tensor, *weights: torch.Tensor) -> torch.Tensor:
 
 
 class CoefficientSource(nn.Module):
-    """The coefficients of the shared projections of one block."""
+    """The coefficients of the shared projections of one block; calling it returns them by name."""
 
     kind: str = ''
 
@@ -59,24 +48,17 @@ class CoefficientSource(nn.Module):
         super().__init__()
         self.num_atoms = dict(num_atoms)
 
-    def rows(self, names: Sequence[str]) -> list[torch.Tensor]:
-        """Return one vector (S,) for every projection in `names`."""
-        return [getattr(self, name) for name in names]
-
-    def tensors(self) -> tuple[torch.Tensor, ...]:
-        """Return what the coefficients are made of: they change only when one of these does."""
-        return tuple(getattr(self, name) for name in self.num_atoms)
+    def forward(self) -> dict[str, torch.Tensor]:
+        """Return the coefficients, projection -> (S,)."""
+        return {name: getattr(self, name) for name in self.num_atoms}
 
     @torch.no_grad()
     def values(self) -> dict[str, torch.Tensor]:
-        """Return a detached copy of all coefficients of the block, name -> (S,)."""
-        names = list(self.num_atoms)
-        return {
-            name: row.detach().clone() for name, row in zip(names, self.rows(names), strict=True)
-        }
+        """Return a detached copy of the coefficients, projection -> (S,)."""
+        return {name: row.detach().clone() for name, row in self().items()}
 
     def extra_repr(self) -> str:
-        """Name the projections in the model's printout."""
+        """Return the projections, for the printout of a model."""
         return ', '.join(f'{name}: {num}' for name, num in self.num_atoms.items())
 
 
@@ -86,14 +68,14 @@ class DirectCoefficients(CoefficientSource):
     kind = 'direct'
 
     def __init__(self, values: Mapping[str, torch.Tensor]) -> None:
-        """Start from `values`, name -> (S,)."""
+        """Start from `values`, projection -> (S,)."""
         super().__init__({name: row.numel() for name, row in values.items()})
         for name, row in values.items():
             self.register_parameter(name, nn.Parameter(row.detach().clone()))
 
 
 class FrozenCoefficients(CoefficientSource):
-    """Given coefficients, one vector (S,) per projection, saved with the model but never trained."""
+    """Given coefficients, one vector (S,) per projection, saved with the model but not trained."""
 
     kind = 'frozen'
 
@@ -103,7 +85,7 @@ class FrozenCoefficients(CoefficientSource):
         device: torch.device | str | None = None,
         dtype: torch.dtype | None = None,
     ) -> None:
-        """Keep `values`, name -> (S,), with numbers also where `device` is 'meta'."""
+        """Store `values`, projection -> (S,); `reset_parameters` restores them."""
         super().__init__({name: row.numel() for name, row in values.items()})
         self._given = {name: row.tolist() for name, row in values.items()}
         for name, row in values.items():
@@ -113,15 +95,16 @@ class FrozenCoefficients(CoefficientSource):
     def reset_parameters(self) -> None:
         """Write the given values again, e.g. after a model came from the meta device."""
         for name, row in self._given.items():
-            buffer = getattr(self, name)
-            buffer.copy_(torch.tensor(row, device='cpu'))
+            getattr(self, name).copy_(torch.tensor(row, device='cpu'))
 
 
 class CoefficientGenerator(nn.Module):
-    """Three-layer MLP from the embedding of a block to the coefficients of all its projections.
+    """Three-layer MLP from the embedding of a block to the coefficients of its projections.
 
-    The paper names the three layers only. Ours: GELU between them, `embed_dim` and `hidden_dim` of
-    64, one MLP for all projections of a model (`fc3` has one output per projection and atom).
+    The paper only names the three layers. Ours: GELU between them, `embed_dim` and `hidden_dim` of
+    64, one MLP for all projections of an attention. Its weights are parameters of this module
+    instead of `nn.Linear` children, so that they are not taken for layers of the network by
+    initialization, quantization, or a search for the classifier.
     """
 
     def __init__(
@@ -145,51 +128,57 @@ class CoefficientGenerator(nn.Module):
             )
         self.num_atoms = dict(num_atoms)
         self.embed_dim = embed_dim
-        self.fc1 = nn.Linear(embed_dim, hidden_dim, device=device, dtype=dtype)
-        self.fc2 = nn.Linear(hidden_dim, hidden_dim, device=device, dtype=dtype)
-        self.fc3 = nn.Linear(hidden_dim, sum(num_atoms.values()), device=device, dtype=dtype)
 
-    def rows(self, embedding: torch.Tensor) -> dict[str, torch.Tensor]:
-        """Map embeddings (..., embed_dim) to the coefficients, name -> (..., S)."""
-        coef = generate(embedding, *self.tensors())
+        def parameter(*shape: int) -> nn.Parameter:
+            return nn.Parameter(torch.empty(shape, device=device, dtype=dtype))
+
+        num_outputs = sum(num_atoms.values())
+        self.weight1, self.bias1 = parameter(hidden_dim, embed_dim), parameter(hidden_dim)
+        self.weight2, self.bias2 = parameter(hidden_dim, hidden_dim), parameter(hidden_dim)
+        self.weight3, self.bias3 = parameter(num_outputs, hidden_dim), parameter(num_outputs)
+        for weight in (self.weight1, self.weight2, self.weight3):
+            nn.init.kaiming_uniform_(weight, a=5**0.5)
+        for bias in (self.bias1, self.bias2, self.bias3):
+            nn.init.zeros_(bias)
+
+    def forward(self, embedding: torch.Tensor) -> dict[str, torch.Tensor]:
+        """Map embeddings (..., embed_dim) to the coefficients, projection -> (..., S)."""
+        coef = generate(
+            embedding, self.weight1, self.bias1, self.weight2, self.bias2, self.weight3, self.bias3
+        )
         rows, start = {}, 0
-        for name, num in self.num_atoms.items():  # slices, which fx can trace, where split is not
+        for name, num in self.num_atoms.items():  # fx can trace slices, but not split
             rows[name] = coef[..., start : start + num]
             start += num
         return rows
 
-    def tensors(self) -> tuple[torch.Tensor, ...]:
-        """Return weight and bias of the three layers."""
-        fcs = (self.fc1, self.fc2, self.fc3)
-        return tuple(param for fc in fcs for param in (fc.weight, fc.bias))
-
     @torch.no_grad()
     def fit(self, embeddings: torch.Tensor, targets: torch.Tensor) -> None:
-        """Draw the MLP anew and solve its last layer, so that it starts at `targets` (ours).
+        """Draw the MLP again and solve its last layer, so that it starts at `targets` (ours).
 
         A freshly drawn MLP maps all embeddings to nearly the same, nearly zero coefficients: all
         layers would start alike, with vanishing weights. Instead the last layer is the least-norm
-        solution of ``fc3(hidden) = targets``, exact when hidden_dim >= L.
+        solution of ``W_3 hidden = targets``, exact when hidden_dim >= L.
 
         Args:
             embeddings: (L, embed_dim).
             targets: (L, sum of S), columns in the order of `num_atoms`.
         """
-        if self.fc1.weight.is_meta:
+        if self.weight1.is_meta:
             return
         hidden = embeddings.cpu().double()  # no QR in half precision, no least-norm lstsq on CUDA
-        for layer in (self.fc1, self.fc2):
-            drawn = torch.empty(layer.weight.shape, dtype=torch.float64, device='cpu')
-            layer.weight.copy_(nn.init.orthogonal_(drawn, gain=2**0.5))
-            nn.init.zeros_(layer.bias)
-            hidden = F.gelu(hidden @ layer.weight.cpu().double().T)
+        for weight in (self.weight1, self.weight2):
+            drawn = torch.empty(weight.shape, dtype=torch.float64, device='cpu')
+            weight.copy_(nn.init.orthogonal_(drawn, gain=2**0.5))
+            hidden = F.gelu(hidden @ weight.cpu().double().T)
         solution = torch.linalg.lstsq(hidden, targets.cpu().double(), driver='gelsd').solution
-        self.fc3.weight.copy_(solution.T)
-        nn.init.zeros_(self.fc3.bias)
+        self.weight3.copy_(solution.T)
+        for bias in (self.bias1, self.bias2, self.bias3):
+            nn.init.zeros_(bias)
 
 
 class MlpCoefficients(CoefficientSource):
-    """Coefficients from a trainable embedding of the block, through the generator of the model."""
+    """Coefficients from a trainable embedding of the block, through the generator of the stack."""
 
     kind = 'mlp'
 
@@ -199,54 +188,30 @@ class MlpCoefficients(CoefficientSource):
         device: torch.device | str | None = None,
         dtype: torch.dtype | None = None,
     ) -> None:
-        """Own the embedding; the generator stays with the model that registers it."""
+        """Own the embedding (embed_dim,); `SharedBlocks` owns the generator."""
         super().__init__(generator.num_atoms)
-        # In a tuple, so that the generator is not registered a second time in every block.
-        self._generator = (generator,)
+        self._references = (generator,)  # in a tuple: not a child
         self.embedding = nn.Parameter(torch.empty(generator.embed_dim, device=device, dtype=dtype))
         self.reset_parameters()
 
     @property
     def generator(self) -> CoefficientGenerator:
-        """The MLP that all blocks of the model share."""
-        return self._generator[0]
+        """The MLP that all blocks share."""
+        return self._references[0]
 
     def reset_parameters(self) -> None:
         """Draw the embedding from a standard normal distribution (ours)."""
         nn.init.normal_(self.embedding)
 
-    def rows(self, names: Sequence[str]) -> list[torch.Tensor]:
-        """Return one vector (S,) for every projection in `names`."""
-        rows = self.generator.rows(self.embedding)
-        return [rows[name] for name in names]
-
-    def tensors(self) -> tuple[torch.Tensor, ...]:
-        """Return the embedding, and the weights of the generator."""
-        return (self.embedding, *self.generator.tensors())
-
-
-def coefficient_matrices(sources: Sequence[CoefficientSource]) -> dict[str, torch.Tensor]:
-    """C (L, S) of every projection of blocks that have the same kind of source.
-
-    Projections of which the blocks have different S are left out: they draw on different banks.
-    """
-    first = sources[0]
-    if isinstance(first, MlpCoefficients):  # one pass through the MLP for all blocks
-        embeddings = tuple(cast(MlpCoefficients, source).embedding for source in sources)
-        return first.generator.rows(torch.stack(embeddings))
-    names = list(first.num_atoms)
-    rows = [source.rows(names) for source in sources]
-    return {
-        name: torch.stack(of_name)
-        for name, of_name in zip(names, zip(*rows, strict=True), strict=True)
-        if len({source.num_atoms[name] for source in sources}) == 1
-    }
+    def forward(self) -> dict[str, torch.Tensor]:
+        """Return the coefficients, projection -> (S,)."""
+        return self.generator(self.embedding)
 
 
 def orthogonal_coefficients(num_rows: int, num_atoms: int) -> torch.Tensor:
     """Draw rows of coefficients (rows, S): unit rows, orthonormal within each run of S rows.
 
-    Float32 on the CPU, whatever the default device and dtype are.
+    Float32 on the CPU, independent of the default device and dtype.
     """
     runs = -(-num_rows // num_atoms)
     empty = torch.empty(runs, num_atoms, num_atoms, dtype=torch.float32, device='cpu')
@@ -277,11 +242,11 @@ def assign_coefficients(
     sources: Sequence[CoefficientSource],
     coefs: Mapping[str, torch.Tensor | Sequence[torch.Tensor]],
 ) -> None:
-    """Set the trainable coefficients of all blocks of a model; frozen ones stay as given.
+    """Set the trainable coefficients of the blocks of a stack; frozen ones stay as given.
 
     Args:
         sources: The source of each block, in order.
-        coefs: Projection name -> C (L, S), or its rows.
+        coefs: Projection -> C (L, S), or its rows.
     """
     mlp = [source for source in sources if isinstance(source, MlpCoefficients)]
     if mlp:

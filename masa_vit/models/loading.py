@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import pickle
-import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -16,7 +15,8 @@ from timm.models import load_state_dict
 from torch import nn
 
 from masa_vit.layers import SharedLinear
-from masa_vit.models.checkpoint import checkpoint_filter_fn, create_with
+from masa_vit.models.checkpoint import checkpoint_filter_fn
+from masa_vit.models.state_dict import merge_pruned, read_stack, rename_old_keys
 
 _WEIGHT_SUFFIXES = ('.pth', '.pt', '.tar', '.bin', '.ckpt', '.safetensors')
 
@@ -118,14 +118,11 @@ def load_weights(
     else:
         state_dict = read_state_dict(source)
     own = model.state_dict()
+    rename_old_keys(state_dict)
     state_dict = _strip_prefix(state_dict, own, prefix)
-    atoms = [key for key in state_dict if re.fullmatch(r'banks\.\w+\.atoms', key)]
-    if atoms and not any(isinstance(module, SharedLinear) for module in model.modules()):
-        raise ValueError(
-            f'{source!r} is the checkpoint of a MASA model (it holds {atoms[0]!r}), this '
-            f'{type(model).__name__} is dense. Load it into the MASA model that it belongs to, of which '
-            f'masa_vit.fold then makes the dense one: {create_with(state_dict)}'
-        )
+    merge_pruned(state_dict, own)
+    if not any(isinstance(module, SharedLinear) for module in model.modules()):
+        _refuse_shared(state_dict, source, model)
     report = LoadReport(source)
     _drop_classifier(model, state_dict, own, report)
     _drop_prefix_tokens(model, state_dict, report)
@@ -168,6 +165,19 @@ def load_exactly(model: nn.Module, checkpoint: str | Path) -> None:
             f'the checkpoint does not fit this {type(model).__name__} in every tensor: is it of another '
             'model, or are its num_classes, img_size or other arguments others (model_args in a config, '
             f'--model-args of a command)?\n{report}'
+        )
+
+
+def _refuse_shared(state_dict: dict[str, Any], source: str, model: nn.Module) -> None:
+    """Raise ValueError if the checkpoint is that of a MASA model, for a dense one."""
+    if (
+        any(key.endswith('.atoms') for key in state_dict)
+        and (found := read_stack(state_dict)).atoms
+    ):
+        raise ValueError(
+            f'{source!r} is the checkpoint of a MASA model (it has the dictionaries '
+            f'{sorted(found.atoms)}), this {type(model).__name__} is dense. Load it into its MASA '
+            f'model, from which masa_vit.fold makes the dense one: {found.create_with()}'
         )
 
 

@@ -4,13 +4,12 @@ Paper: `Share Your Attention: Transformer Weight Sharing via Matrix-based Dictio
     - https://arxiv.org/abs/2508.04581
 
 The forward path is timm's: `MasaVisionTransformer` is timm's `VisionTransformer` in which the
-linear maps of the attention are `SharedLinear`.
+linear layers of the attention are `SharedLinear`.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from contextlib import AbstractContextManager
 from functools import partial
 from typing import Any
 
@@ -22,16 +21,15 @@ from timm.models.vision_transformer import VisionTransformer, get_init_weights_v
 from torch import nn
 
 from masa_vit.layers import (
-    COMPOSITIONS,
+    AtomBank,
+    CoefficientGenerator,
     CoefficientSource,
     Dictionary,
     FrozenCoefficients,
     SharedLinear,
     assign_coefficients,
-    composing,
     draw_coefficients,
     read_dictionaries,
-    refresh,
     share_linears,
 )
 from masa_vit.models.checkpoint import DENSE_INTO_MASA, adapt_state_dict, checkpoint_filter_fn
@@ -53,6 +51,8 @@ __all__ = ['MasaVisionTransformer']
 class MasaVisionTransformer(VisionTransformer):
     """timm's vision transformer with attention weights composed from atoms shared by all layers."""
 
+    blocks: Any
+
     def __init__(
         self,
         *args: Any,
@@ -65,7 +65,6 @@ class MasaVisionTransformer(VisionTransformer):
         coef: Any = None,
         coef_embed_dim: int = 64,
         coef_hidden_dim: int = 64,
-        composition: str = 'kept',
         norm_eps: float | None = None,
         weight_init: str = '',
         **kwargs: Any,
@@ -82,19 +81,17 @@ class MasaVisionTransformer(VisionTransformer):
                 Default: each projection has its own (the paper's choice).
             groups: Lists of layers that share with each other only: a dictionary for each group (the
                 paper's layer groups), e.g. ``[[0], [1, 2, 3, 4], [5]]``. Default: one group.
-            residual_rank: Rank k of a part of each layer's weight that is its own, as the paper's
-                local refinement has it: ``W_l = sum_s c_ls D_s + U_l V_l``, 2 k d parameters. A dict
-                from letter to k, or to a list of one for each layer. It starts at zero.
+            residual_rank: Rank k of a low-rank residual of each layer's weight, as in the paper's
+                local refinement: ``W_l = sum_s c_ls D_s + U_l V_l``, 2 k d parameters. A dict from
+                letter to k, or to a list of one for each layer. It starts at zero.
             coefficients: Source of the coefficients: 'direct' (trainable), 'mlp' (the paper's:
                 block embeddings through a three-layer MLP) or 'frozen' (given by `coef`).
             coef: For 'frozen': C (L, S) for all projections, or a dict from letter to C. Lists
                 travel with the model's configuration (`save_for_hf`), tensors do not.
             coef_embed_dim: For 'mlp': size of the embedding of a block.
             coef_hidden_dim: For 'mlp': width of the MLP.
-            composition: When weights are composed; see `set_composition`. No part of the
-                architecture: the parameters and (to rounding) the output are the same.
-            norm_eps: Epsilon of the norms, other than that of `norm_layer`: for models compressed from
-                dense ones whose norms JSON cannot hold (CLIP's have 1e-5).
+            norm_eps: Epsilon of the norms, if other than that of `norm_layer`: for models compressed
+                from dense ones whose norms JSON cannot hold (CLIP's have 1e-5).
             weight_init: As in timm; atoms get the init of the dense weights that they stand for.
             kwargs: As `timm.models.VisionTransformer`.
 
@@ -105,7 +102,6 @@ class MasaVisionTransformer(VisionTransformer):
             norm_layer = get_norm_layer(kwargs.get('norm_layer') or 'layernorm')
             kwargs['norm_layer'] = partial(norm_layer, eps=norm_eps)
         super().__init__(*args, weight_init='skip', **kwargs)
-        self.set_composition(composition)
         projections = parse_projections(projections)
         if self.fix_init and coefficients == 'frozen' and 'o' in projections:
             raise ValueError(
@@ -113,7 +109,7 @@ class MasaVisionTransformer(VisionTransformer):
                 'them as given: scale the rows of `coef` for o by hand, by (2 (l + 1)) ** -0.5'
             )
         depth = len(self.blocks)
-        self.banks, self.generator = share_linears(
+        self.blocks = share_linears(
             self.blocks,
             LAYOUT,
             parse_dictionaries(dictionaries, projections, num_atoms, groups, depth),
@@ -128,7 +124,7 @@ class MasaVisionTransformer(VisionTransformer):
             self.init_weights(needs_reset=False)
 
     def init_weights(self, mode: str = '', needs_reset: bool = True) -> None:
-        """Initialise as timm does, the atoms like the dense weights that they stand for.
+        """Initialize as timm does, the atoms like the dense weights that they stand for.
 
         Atom s of a dictionary starts as the weight that layer s of the dense model would have had,
         and C has unit rows, so that Var(W_l) equals that of the dense model (ours; the paper does
@@ -142,20 +138,48 @@ class MasaVisionTransformer(VisionTransformer):
             for path in LAYOUT:
                 shared = block.get_submodule(path)
                 if isinstance(shared, SharedLinear):
-                    atoms = atoms_of(index, shared, self.banks, dictionaries)
+                    atoms = atoms_of(index, shared, dictionaries)
                     init_shared_linear(shared, f'blocks.{index}.{path}', atoms, init_dense)
         coefs = draw_coefficients(dictionaries, len(self.blocks))
         if self.fix_init and 'o' in coefs:
             coefs['o'] = [row / fix_init_scale(index) for index, row in enumerate(coefs['o'])]
-        for source in self._sources():
+        sources = [block.attn.coef for block in self.blocks]
+        for source in sources:
             if isinstance(source, FrozenCoefficients):
                 source.reset_parameters()
-        assign_coefficients(self._sources(), coefs)
+        assign_coefficients(sources, coefs)
+
+    @property
+    def banks(self) -> dict[str, AtomBank]:
+        """Name -> `AtomBank`: the `nn.ModuleDict` ``blocks.attn_banks``."""
+        return self.blocks.attn_banks
+
+    @property
+    def generator(self) -> CoefficientGenerator | None:
+        """The coefficient MLP ``blocks.attn_generator`` of 'mlp', else None."""
+        return getattr(self.blocks, 'attn_generator', None)
 
     @property
     def dictionaries(self) -> dict[str, Dictionary]:
         """Name of a bank -> the projections, layers and number of atoms that it serves."""
-        return read_dictionaries(self.blocks, LAYOUT, self.banks)
+        return read_dictionaries(self.blocks)
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        """Set an attribute; refuse blocks that would lose their banks."""
+        if name == 'blocks' and isinstance(value, nn.Module):
+            kinds = {type(module) for module in value.modules()}
+            if SharedLinear in kinds and AtomBank not in kinds:
+                raise TypeError(
+                    f'these blocks share weights, and a {type(value).__name__} of them has no banks: '
+                    'use a slice of model.blocks, or SharedBlocks(blocks, model.blocks.shared)'
+                )
+        super().__setattr__(name, value)
+
+    def prune_intermediate_layers(self, *args: Any, **kwargs: Any) -> Any:
+        """As timm's; also drop the banks that no remaining block draws on."""
+        indices = super().prune_intermediate_layers(*args, **kwargs)
+        self.blocks.drop_unused_banks()
+        return indices
 
     def fix_init_weight(self) -> None:
         """Scale the weights that write to the residual stream by depth, as timm does.
@@ -168,66 +192,20 @@ class MasaVisionTransformer(VisionTransformer):
                 if isinstance(block.attn.proj, nn.Linear):
                     block.attn.proj.weight.div_(fix_init_scale(index))
 
-    def set_composition(self, composition: str) -> None:
-        """Choose when weights are composed.
-
-        Args:
-            composition: 'kept' (default, fastest): the weights of all layers at once in each
-                forward pass; in evaluation they are kept until a parameter changes (see
-                `masa_vit.refresh` for changes that cannot be seen). 'joint': the same, and never
-                kept. 'layerwise' (smallest): each layer's when it is called, and once more in the
-                backward pass, never more than one at a time.
-
-        Raises:
-            ValueError: For another value.
-        """
-        if composition not in COMPOSITIONS:
-            raise ValueError(
-                f'composition={composition!r} is unknown, expected one of {COMPOSITIONS}'
-            )
-        if composition != 'kept':
-            refresh(self)
-        self.composition = composition
-
-    def composing(self, x: torch.Tensor) -> AbstractContextManager[Any]:
-        """Open the scope of a forward pass over the blocks, in which weights are composed together.
-
-        `forward_features` and `forward_intermediates` do; a loop of your own over `blocks` works
-        without it, only slower.
-
-        Args:
-            x: An input of the pass, by which tracing is recognised.
-        """
-        return composing(self.blocks, LAYOUT, x, self.composition)
-
-    def forward_features(self, x: torch.Tensor, *args: Any, **kwargs: Any) -> torch.Tensor:
-        """As timm's, with the weights of all layers composed together."""
-        with self.composing(x):
-            return super().forward_features(x, *args, **kwargs)
-
-    def forward_intermediates(self, x: torch.Tensor, *args: Any, **kwargs: Any) -> Any:
-        """As timm's, with the weights of all layers composed together."""
-        with self.composing(x):
-            return super().forward_intermediates(x, *args, **kwargs)
-
-    def _sources(self) -> list[CoefficientSource]:
-        return [block.coef for block in self.blocks]
-
     @torch.jit.ignore
     def no_weight_decay(self) -> set[str]:
-        """timm's set, and everything that makes the coefficients.
+        """timm's set, and the parameters that make the coefficients.
 
         Atoms decay like the weights that they stand for. Decay of the coefficients would shrink
         whole layers at once (no decay on them also in Savarese & Maire, ICLR 2019).
         """
-        names = {
-            f'blocks.{index}.coef.{name}'
-            for index, block in enumerate(self.blocks)
-            for name, _ in block.coef.named_parameters()
+        makers = (CoefficientSource, CoefficientGenerator)
+        return super().no_weight_decay() | {
+            f'{path}.{name}'
+            for path, module in self.named_modules()
+            if isinstance(module, makers)
+            for name, _ in module.named_parameters()
         }
-        if self.generator is not None:
-            names |= {f'generator.{name}' for name, _ in self.generator.named_parameters()}
-        return super().no_weight_decay() | names
 
     @torch.jit.ignore
     def group_matcher(self, coarse: bool = False) -> dict[str, Any]:
@@ -237,7 +215,7 @@ class MasaVisionTransformer(VisionTransformer):
         geometric mean of the blocks' rates. Coefficients go with their block.
         """
         groups = super().group_matcher(coarse)
-        middle = (r'^(?:banks|generator)\.', (len(self.blocks) // 2,))
+        middle = (r'^blocks\.attn_(?:banks|generator)\.', (len(self.blocks) // 2,))
         return {**groups, 'blocks': [*groups['blocks'], middle]}
 
     @torch.jit.ignore

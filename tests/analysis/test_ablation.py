@@ -96,13 +96,13 @@ def test_the_model_is_left_as_it_is(model, images):
         model.blocks[1].eval()
         state = {key: value.clone() for key, value in model.state_dict().items()}
         modes = [module.training for module in model.modules()]
-        generator, composition = model.generator, model.composition
+        generator = model.generator
         ablate_atoms(model, [images])
         after = model.state_dict()
         assert list(after) == list(state)
         assert all(torch.equal(state[key], value) for key, value in after.items())
         assert [module.training for module in model.modules()] == modes
-        assert (model.generator, model.composition) == (generator, composition)
+        assert model.generator is generator
         assert not any(module._forward_pre_hooks for module in model.modules())
 
 
@@ -110,8 +110,8 @@ def test_an_atom_without_coefficients_scores_exactly_zero(small, images):
     model = strengthen(small())
     with torch.no_grad():
         for block in model.blocks:
-            block.coef.k[1] = 0
-        model.blocks[2].coef.v.zero_()
+            block.attn.coef.k[1] = 0
+        model.blocks[2].attn.coef.v.zero_()
     found = ablate_atoms(model, [(images, torch.tensor([0, 1]))])
     k, v = found.by_layer['k'], found.by_layer['v']
     for values in (*k, *found.everywhere['k']):
@@ -126,7 +126,7 @@ def test_a_projection_without_any_coefficients(small, images):
     model = strengthen(small())
     with torch.no_grad():
         for block in model.blocks:
-            block.coef.q.zero_()
+            block.attn.coef.q.zero_()
     found = ablate_atoms(model, [images])
     assert not found.by_layer['q'].kl.any()
     assert found.everywhere['q'].distance.tolist() == [0, 0]

@@ -118,7 +118,7 @@ def test_maps_follow_new_weights(small, images):
     model = sharpen(small()).eval()
     before = attention_maps(model, images)
     with torch.no_grad():
-        model.blocks[1].coef.q.zero_()
+        model.blocks[1].attn.coef.q.zero_()
     after = attention_maps(model, images)
     assert torch.equal(after[0], before[0])
     tokens = after.shape[-1]

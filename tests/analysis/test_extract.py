@@ -16,7 +16,7 @@ def test_model_wrapper_and_state_dict_agree(small, kind):
         for name, coef in coefficients(source).items():
             assert torch.equal(coef, coefs[name])
     for index, block in enumerate(model.blocks):
-        for name, row in block.coef.values().items():
+        for name, row in block.attn.coef.values().items():
             assert torch.equal(coefs[name][index], row)
 
 

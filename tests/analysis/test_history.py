@@ -244,6 +244,6 @@ def test_no_history_of_nothing_or_of_what_diverged(small, records):
 
 
 def test_coefficients_without_atoms(small):
-    state = {key: value for key, value in small().state_dict().items() if 'banks.o' not in key}
+    state = {key: value for key, value in small().state_dict().items() if '_banks.o' not in key}
     with pytest.raises(ValueError, match=r"\['o'\] have coefficients but no atoms"):
         analysis.record_of(state, 0)

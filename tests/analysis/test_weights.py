@@ -71,7 +71,7 @@ def test_dictionaries_of_any_name_are_read_off_a_model():
     stack = nn.Module()
     stack.blocks = nn.ModuleList(Block() for _ in range(4))
     layout, dictionaries = {'fc1': ('ab',), 'fc2': ('a',)}, {'ab': ('ab',), 'other': ('a',)}
-    stack.banks, _ = share_linears(stack.blocks, layout, dictionaries, num_atoms=2)
+    stack.blocks = share_linears(stack.blocks, layout, dictionaries, num_atoms=2)
     weights = analysis.projection_weights(stack)
     assert weights.dictionaries == {'ab': 'ab', 'a': 'other'}
     for name, layer in (('ab', 'fc1'), ('a', 'fc2')):

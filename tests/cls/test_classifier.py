@@ -250,7 +250,7 @@ def test_fine_tuning_a_compressed_model(compressed: Path, init_from: str) -> Non
     other.init_weights()
     assert other(torch.randn(2, 3, 32, 32)).shape == (2, 7)
     model.init_weights()
-    assert torch.equal(other.model.blocks[0].coef.q, model.model.blocks[0].coef.q)
+    assert torch.equal(other.model.blocks[0].attn.coef.q, model.model.blocks[0].attn.coef.q)
 
 
 def test_missing_folder_of_a_compressed_model(compressed: Path) -> None:

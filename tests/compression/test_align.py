@@ -185,7 +185,7 @@ def _change(name, value):
         (None, {'num_atoms': 0}, 'num_atoms=0: expected numbers of at least 1'),
         (None, {'num_atoms': [1, 2]}, r'num_atoms=\[1, 2\]'),
         (None, {'num_atoms': {'q': 1}}, 'says nothing of k, o, v'),
-        (None, {'groups': [[0, 1]]}, r'layers \[2, 3\] are in no group'),
+        (None, {'groups': [[0, 1]]}, 'each of the layers 0 to 3 in exactly one'),
         (_change('k', lambda w: w[1:]), {}, 'weights: expected q, k, v of shape'),
         (_change('o', lambda w: w.mT), {}, 'weights: expected q, k, v of shape'),
         (_change('o', lambda w: w[0]), {}, 'weights: expected q, k, v of shape'),

@@ -85,7 +85,7 @@ def test_atoms_have_the_size_of_weights(dense):
     for kwargs in ({}, {'residual_rank': 2}):
         masa = compress(dense(), 2, **kwargs)
         for name, bank in masa.banks.items():
-            rows = torch.stack([getattr(block.coef, name).detach() for block in masa.blocks])
+            rows = torch.stack([getattr(block.attn.coef, name).detach() for block in masa.blocks])
             assert float(rows.square().sum(1).mean()) == pytest.approx(1)
             assert 0.2 < float(bank.atoms.std() / masa.blocks[0].attn.qkv.weight.std()) < 5
 

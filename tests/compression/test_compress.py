@@ -40,7 +40,7 @@ def test_layers_that_have_enough_in_common_lose_nothing(dense, images, variant):
 def test_compressed_model_trains(dense, images):
     masa = compress(dense(), 2).train()
     assert masa.banks['q'].training
-    assert masa.blocks[0].coef.training
+    assert masa.blocks[0].attn.coef.training
     masa(images).square().sum().backward()
     assert all(param.grad is not None for param in masa.parameters())
 

@@ -10,10 +10,10 @@ import timm
 import torch
 from torch import nn
 
+import masa_vit
 from masa_vit.compression import compress_linears, matrix_pca
 from masa_vit.compression.weights import linear_weights
 from masa_vit.export import export_folded, export_hub
-from masa_vit.layers import fold_linears
 
 FUSED = {'attn.qkv': 'qkv', 'attn.proj': 'o'}
 SEPARATE = {'attn.q_proj': 'q', 'attn.k_proj': 'k', 'attn.v_proj': 'v', 'attn.proj': 'o'}
@@ -51,20 +51,19 @@ def test_dinov3_and_eva(name, kwargs, layout, images, tmp_path):
     dense = eva(name, **kwargs)
     make_alike(dense.blocks, layout)
     model = copy.deepcopy(dense)
-    model.banks = compress_linears(model.blocks, layout, 3)
+    model.blocks = compress_linears(model.blocks, layout, 3)
     sizes = [sum(p.numel() for p in m.parameters()) for m in (model, dense)]
     assert sizes[1] - sizes[0] == 48 * 48 * 4 - 3 * 4 * 4, 'an atom for each of 4 weights less'
     torch.testing.assert_close(model(images), dense(images), rtol=1e-3, atol=1e-4)
     model.train()(images).square().sum().backward()
-    assert all(bank.atoms.grad.abs().sum() > 0 for bank in model.banks.values())
+    assert all(bank.atoms.grad.abs().sum() > 0 for bank in model.blocks.attn_banks.values())
 
     export_folded(model.eval(), tmp_path / 'folded')
     exported = timm.create_model(f'local-dir:{tmp_path}/folded', pretrained=True).eval()
     torch.testing.assert_close(exported(images), model(images), rtol=1e-3, atol=1e-4)
     with pytest.raises(ValueError, match='timm has no name for a Eva whose weights are shared'):
         export_hub(model, tmp_path / 'hub')
-    folded = copy.deepcopy(model)
-    fold_linears(folded)
+    folded = masa_vit.fold(model)
     again = eva(name, **kwargs)
     again.load_state_dict(folded.state_dict())
     torch.testing.assert_close(again(images), model(images), rtol=1e-3, atol=1e-4)
@@ -84,7 +83,8 @@ GROUPED = {'qkv': {'q': 16, 'k': 8, 'v': 8}}
 def test_any_blocks_with_groups_and_residuals():
     blocks = [Block() for _ in range(6)]
     before = linear_weights(blocks, GROUPED)
-    banks = compress_linears(blocks, GROUPED, 1, groups=[[0, 2, 4], [1, 3, 5]], residual_rank=1)
+    groups = [[0, 2, 4], [1, 3, 5]]
+    banks = compress_linears(blocks, GROUPED, 1, groups=groups, residual_rank=1).banks
     assert [*banks] == [f'{name}_{of}' for name in 'qkv' for of in ('0_2_4', '1_3_5')]
     for layers in ([0, 2, 4], [1, 3, 5]):
         rows = [before['k'][layer] for layer in layers]
@@ -105,12 +105,12 @@ def test_any_blocks_with_groups_and_residuals():
         ({'qkv': 'qk', 'proj': 'o'}, {'num_atoms': 2}, "block 0 .* has no 'proj'"),
         (GROUPED, {'num_atoms': 6}, 'saves nothing: choose at most 5'),
         (GROUPED, {'num_atoms': 0}, 'num_atoms must be an integer >= 1, got 0'),
-        (GROUPED, {'num_atoms': 2, 'groups': [[0, 1]]}, r'layers \[2, 3, 4, 5\] are in no group'),
+        (GROUPED, {'num_atoms': 2, 'groups': [[0, 1]]}, 'each of the layers 0 to 5 in exactly'),
         (GROUPED, {'num_atoms': 4, 'residual_rank': 8}, r'need .* nothing is saved'),
         (GROUPED, {'num_atoms': 2, 'residual_rank': 9}, r'integers from 0 to 8'),
         (GROUPED, {'num_atoms': 2, 'residual_rank': True}, r'integers from 0 to 16'),
         ({}, {'num_atoms': 2}, r'layout=\{\} is not valid'),
-        ({'qkv': ''}, {'num_atoms': 2}, 'is not valid, expected path of a linear map'),
+        ({'qkv': ''}, {'num_atoms': 2}, 'is not valid, expected path of a linear layer'),
         ({'qkv': 'qq'}, {'num_atoms': 2}, 'each named once'),
         ({'qkv': ['keys', 'a.b', 'training']}, {'num_atoms': 2}, 'cannot be called .*training'),
     ],
@@ -134,7 +134,7 @@ def test_linear_maps_that_would_lose_something():
     lora, parametrized, shared = blocks(), blocks(), blocks()
     lora[1].qkv = Lora(16, 32)
     nn.utils.parametrizations.weight_norm(parametrized[2].qkv)
-    shared[0].banks = compress_linears(shared, GROUPED, 2)
+    compress_linears(shared, GROUPED, 2)
     coefs = shared[3].coef
     for block in shared:
         block.proj = nn.Linear(16, 16)
@@ -142,7 +142,7 @@ def test_linear_maps_that_would_lose_something():
         compress_linears(lora, GROUPED, 2)
     with pytest.raises(ValueError, match=r"block 2: the weight of 'qkv' .*remove_parametrizations"):
         compress_linears(parametrized, GROUPED, 2)
-    with pytest.raises(ValueError, match=r'share all linear maps of a block in one call'):
+    with pytest.raises(ValueError, match='share all linear layers of a module in one call'):
         compress_linears(shared, {'proj': 'o'}, 2)
     with pytest.raises(ValueError, match='there are no blocks'):
         compress_linears([], GROUPED, 2)

@@ -15,7 +15,7 @@ def test_bake_keeps_the_output_and_drops_the_generator(small, images):
     assert model.generator is None
     assert not any('generator' in key or 'embedding' in key for key in model.state_dict())
     model(images).sum().backward()
-    assert all(block.coef.q.grad is not None for block in model.blocks), 'baked C must train'
+    assert all(block.attn.coef.q.grad is not None for block in model.blocks), 'baked C must train'
 
 
 def test_baked_checkpoint_fits_a_direct_model(small, images):

@@ -129,13 +129,19 @@ def test_frozen_stages(caplog: pytest.LogCaptureFixture) -> None:
     names = trainable(backbone.vit)
     frozen = ('pos_embed', 'patch_embed.', 'blocks.0.', 'blocks.1.')
     assert not [name for name in names if name.startswith(frozen)]
-    assert {name.split('.')[1] for name in names if name.startswith('blocks')} == {'2', '3'}
-    assert 'banks.q.atoms' in names
+    assert {name.split('.')[1] for name in names if name.startswith('blocks')} == {
+        '2',
+        '3',
+        'attn_banks',
+    }
+    assert 'blocks.attn_banks.q.atoms' in names
     backbone.train()
     assert not backbone.vit.blocks[1].training
     assert not backbone.vit.patch_embed.training
     assert backbone.vit.blocks[2].training
-    assert 'vit.banks.q.atoms' not in trainable(build(frozen_stages=2, freeze_atoms=True))
+    assert 'vit.blocks.attn_banks.q.atoms' not in trainable(
+        build(frozen_stages=2, freeze_atoms=True)
+    )
     assert not trainable(build(frozen_stages=4, freeze_atoms=True))
     assert 'vit.pos_embed' not in trainable(build(frozen_stages=0))
     assert len(trainable(build(frozen_stages=0))) == len(trainable(build())) - 3
@@ -267,7 +273,7 @@ def test_init_from_a_url(monkeypatch: pytest.MonkeyPatch, key: str | None) -> No
     )
     backbone = build(init_cfg=pretrained('https://example.org/weights.pth'))
     backbone.init_weights()
-    torch.testing.assert_close(backbone.vit.banks.q.atoms, state_dict['banks.q.atoms'])
+    torch.testing.assert_close(backbone.vit.banks.q.atoms, state_dict['blocks.attn_banks.q.atoms'])
 
 
 def test_what_does_not_match_is_told(tmp_path: Path, logged: list[tuple[str, int]]) -> None:

@@ -112,7 +112,7 @@ def test_vitdets_learning_rates() -> None:
             0.7 ** (12 - index)
         )
     assert rate['backbone.vit.patch_embed.proj.weight'] == pytest.approx(0.7**13)
-    assert rate['backbone.vit.banks.q.atoms'] == pytest.approx(0.7**6)
+    assert rate['backbone.vit.blocks.attn_banks.q.atoms'] == pytest.approx(0.7**6)
 
 
 def test_albumentations_change_pixels_and_keep_boxes(coco_root: Path) -> None:

@@ -98,8 +98,8 @@ def test_heads_are_the_layer_after_a_model_without_classifier(name):
     assert of['body.1.blocks.1.mlp.fc1.weight'] == (0.5e-2, 0.05)
     assert of['body.1.patch_embed.proj.weight'] == (0.125e-2, 0.05)
     if 'masa' in name:  # of two blocks the middle one is the second
-        assert of['body.1.banks.q.atoms'] == (0.5e-2, 0.05)
-        assert of['body.1.blocks.0.coef.q'] == (0.25e-2, 0.0)
+        assert of['body.1.blocks.attn_banks.q.atoms'] == (0.5e-2, 0.05)
+        assert of['body.1.blocks.0.attn.coef.q'] == (0.25e-2, 0.0)
 
 
 @pytest.mark.parametrize(

@@ -55,3 +55,10 @@ def test_killed_and_resumed(command, toy_config, tmp_path, killed):
     assert killed.returncode == -signal.SIGKILL, killed.stderr
     train(toy_config, tmp_path / 'half', resume='auto', cfg_options=options)
     assert_same_run(tmp_path / 'whole', tmp_path / 'half')
+
+
+def test_a_run_of_version_0_1_is_refused(toy_config, tmp_path):
+    state = {'body.banks.q.atoms': torch.ones(2, 4, 4), 'body.blocks.0.coef.q': torch.ones(2)}
+    torch.save({'state_dict': state, 'meta': {'epoch': 1, 'iter': 5}}, tmp_path / 'epoch_1.pth')
+    with pytest.raises(ValueError, match=r'written by version 0\.1.*init_from'):
+        train(toy_config, tmp_path / 'run', resume=tmp_path / 'epoch_1.pth')

@@ -16,9 +16,7 @@ def test_a_form_is_a_copy_that_computes_the_same(small, images):
         assert not form.model.training
         torch.testing.assert_close(form.model(images), model.eval()(images), rtol=0, atol=1e-6)
         model.train()
-        assert ('generator' in dict(form.model.named_children())) is False or (
-            form.model.generator is None
-        )
+        assert getattr(form.model, 'generator', None) is None
         assert [len(batch) for batch in form.images] == [1, 3]
         assert form.rounding == 0
     assert model.generator is not None
@@ -33,9 +31,9 @@ def test_rounded_to_the_dtype_of_the_file(small):
     assert torch.equal(form.model.banks.q.atoms, atoms.bfloat16().float())
     stored = form.stored()
     assert stored.banks.q.atoms.dtype == stored.pos_embed.dtype == torch.bfloat16
-    for kept in (stored.blocks[1].coef.q, stored.norm.weight, stored.blocks[0].attn.qkv.bias):
+    for kept in (stored.blocks[1].attn.coef.q, stored.norm.weight, stored.blocks[0].attn.qkv.bias):
         assert kept.dtype == torch.float32
-    assert torch.equal(form.model.blocks[1].coef.q, model.blocks[1].coef.q)
+    assert torch.equal(form.model.blocks[1].attn.coef.q, model.blocks[1].attn.coef.q)
     assert 1e-5 < form.rounding < 0.1
     assert form.size() == sum(v.numel() * v.element_size() for v in stored.state_dict().values())
 
@@ -67,11 +65,13 @@ def test_what_cannot_be_exported(small):
     model = small()
     with torch.no_grad():
         model.banks.o.atoms[0, 0, 0] = float('nan')
-    with pytest.raises(ValueError, match=r'not finite, in banks\.o\.atoms'):
+    with pytest.raises(ValueError, match=r'not finite, in blocks\.attn_banks\.o\.atoms'):
         make_form(model, shared=False)
     with torch.no_grad():
         model.banks.o.atoms[0, 0, 0] = 1e6
-    with pytest.raises(ValueError, match=r'rounded to fp16 has .* banks\.o\.atoms: use bf16'):
+    with pytest.raises(
+        ValueError, match=r'rounded to fp16 has .* blocks\.attn_banks\.o\.atoms: use bf16'
+    ):
         make_form(model, shared=True, dtype='fp16')
 
 

@@ -11,7 +11,6 @@ from timm.models.vision_transformer import VisionTransformer
 import masa_vit
 from masa_vit.export import (
     ExportError,
-    create_folded,
     export_folded,
     export_hub,
     folder,
@@ -58,7 +57,7 @@ def test_folded(small, images, tmp_path, dtype):
     'kwargs',
     [
         {'num_atoms': 3, 'projections': 'qv', 'qk_norm': True},
-        {'coefficients': 'mlp', 'coef_hidden_dim': 8, 'composition': 'layerwise'},
+        {'coefficients': 'mlp', 'coef_hidden_dim': 8},
         {**FROZEN, 'in_chans': 1},
         {'num_atoms': 1, 'groups': [[0, 2], [1, 3]], 'residual_rank': {'q': 2, 'o': [1, 0, 0, 3]}},
     ],
@@ -68,7 +67,6 @@ def test_hub(small, tmp_path, kwargs):
     export_hub(model, tmp_path / 'out')
     loaded = load(tmp_path / 'out')
     assert type(loaded) is masa_vit.MasaVisionTransformer
-    assert loaded.composition == 'kept'
     images = torch.randn(2, kwargs.get('in_chans', 3), 32, 32)
     torch.testing.assert_close(loaded(images), model(images), rtol=0, atol=1e-6)
     args = json.loads((tmp_path / 'out' / 'config.json').read_text())['model_args']
@@ -84,10 +82,10 @@ def test_the_small_form_and_both_ways_to_load_it(small, images, tmp_path):
     state = load_file(tmp_path / 'least' / 'model.safetensors')
     assert not any('generator' in key or 'embedding' in key for key in state)
     assert not any(key.endswith('attn.qkv.weight') for key in state)
-    assert state['banks.q.atoms'].dtype == torch.bfloat16
-    assert state['blocks.0.coef.q'].dtype == torch.float32
+    assert state['blocks.attn_banks.q.atoms'].dtype == torch.bfloat16
+    assert state['blocks.0.attn.coef.q'].dtype == torch.float32
 
-    shared, fast = load(tmp_path / 'least'), create_folded(tmp_path / 'least').eval()
+    shared, fast = load(tmp_path / 'least'), masa_vit.load_folded(tmp_path / 'least').eval()
     assert type(shared) is masa_vit.MasaVisionTransformer
     assert type(fast) is VisionTransformer
     expected = rounded(masa_vit.bake(model))(images)
@@ -113,10 +111,10 @@ def test_a_dense_model(small, images, tmp_path):
     torch.testing.assert_close(load(tmp_path / 'out')(images), dense(images), rtol=0, atol=0)
     with pytest.raises(ValueError, match='nothing is shared'):
         export_hub(dense, tmp_path / 'hub')
-    with pytest.raises(ValueError, match="'vit_tiny_patch16_224', not a MASA model"):
-        create_folded(tmp_path / 'out')
-    with pytest.raises(FileNotFoundError, match=r'no folder with a config\.json'):
-        create_folded(tmp_path / 'hub')
+    with pytest.raises(ValueError, match='is a VisionTransformer, expected a MASA model'):
+        masa_vit.load_folded(tmp_path / 'out')
+    with pytest.raises(FileNotFoundError, match='does not exist'):
+        masa_vit.load_folded(tmp_path / 'hub')
     assert not (tmp_path / 'hub').exists()
 
 
@@ -147,7 +145,7 @@ def test_norms_of_another_epsilon(small, images, tmp_path):
     again = load(tmp_path / 'hub')
     assert again.norm.eps == 1e-5
     torch.testing.assert_close(again(images), masa(images), rtol=0, atol=0)
-    folded = create_folded(tmp_path / 'hub').eval()
+    folded = masa_vit.load_folded(tmp_path / 'hub').eval()
     torch.testing.assert_close(folded(images), masa(images), rtol=0, atol=1e-6)
     export_folded(masa, tmp_path / 'folded')
     folded = load(tmp_path / 'folded')

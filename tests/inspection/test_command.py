@@ -254,7 +254,7 @@ def test_models_of_other_than_rgb_images_are_refused(noisy, photos, tmp_path):
 
 def test_errors_name_the_source(noisy, checkpoint, tmp_path):
     state = noisy().state_dict()
-    state['banks.q.atoms'][0, 0, 0] = float('nan')
+    state['blocks.attn_banks.q.atoms'][0, 0, 0] = float('nan')
     torch.save({'state_dict': state}, tmp_path / 'nan.pth')
     with pytest.raises(ValueError, match=r"nan\.pth: the weights of projection 'q' are not finite"):
         inspect(checkpoint, tmp_path / 'nan.pth', '--out', tmp_path / 'out')

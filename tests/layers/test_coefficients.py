@@ -24,8 +24,7 @@ def test_orthogonal_coefficients(num_layers, num_atoms):
 
 def test_direct_coefficients_train():
     source = DirectCoefficients({'q': torch.randn(3), 'o': torch.randn(2)})
-    (row,) = source.rows(['o'])
-    row.sum().backward()
+    source()['o'].sum().backward()
     assert torch.equal(source.o.grad, torch.ones(2))
     assert {n for n, _ in source.named_parameters()} == {'q', 'o'}
 
@@ -50,7 +49,7 @@ def test_mlp_trains_embeddings_and_generator_and_registers_the_generator_once():
     generator = CoefficientGenerator({'q': 3}, embed_dim=8, hidden_dim=8)
     source = MlpCoefficients(generator)
     assert [n for n, _ in source.named_parameters()] == ['embedding']
-    source.rows(['q'])[0].sum().backward()
+    source()['q'].sum().backward()
     params = [*source.parameters(), *generator.parameters()]
     assert all(p.grad is not None for p in params)
     assert source.embedding.grad.abs().sum() > 0
@@ -60,9 +59,9 @@ def test_mlp_keeps_float32_under_autocast():
     generator = CoefficientGenerator({'q': 3}, embed_dim=8, hidden_dim=8)
     source = MlpCoefficients(generator)
     with torch.autocast('cpu', torch.bfloat16):
-        (row,) = source.rows(['q'])
+        row = source()['q']
     assert row.dtype == torch.float32
-    assert torch.equal(row, source.rows(['q'])[0])
+    assert torch.equal(row, source()['q'])
 
 
 def test_wrong_width():

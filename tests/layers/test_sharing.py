@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import nn
 
-from masa_vit.layers import Dictionary, SharedLinear, fold_linears, share_linears
+from masa_vit.layers import Dictionary, SharedBlocks, share_linears
 
 
 class GatedBlock(nn.Module):
@@ -34,10 +34,10 @@ GROUPED = {'q_0': Dictionary(['q'], [0], 1), 'q_1to3': Dictionary(['q'], [1, 2, 
 class Stack(nn.Module):
     def __init__(self, depth: int = 4, **kwargs) -> None:
         super().__init__()
-        self.blocks = nn.Sequential(*[GatedBlock() for _ in range(depth)])
+        blocks = [GatedBlock() for _ in range(depth)]
         dictionaries = {'q': ['q'], 'wide': ['gate', 'up'], 'down': ['down']}
-        self.banks, self.generator = share_linears(
-            self.blocks, LAYOUT, **{'dictionaries': dictionaries, 'num_atoms': 2, **kwargs}
+        self.blocks = share_linears(
+            blocks, LAYOUT, **{'dictionaries': dictionaries, 'num_atoms': 2, **kwargs}
         )
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
@@ -51,22 +51,14 @@ def test_any_stack_of_blocks_can_share(coefficients):
     model(x).square().sum().backward()
     assert all(p.grad is not None for p in model.parameters())
     assert sorted(n for n, _ in model.named_parameters() if 'atoms' in n) == [
-        'banks.down.atoms',
-        'banks.q.atoms',
-        'banks.wide.atoms',
+        'blocks.banks.down.atoms',
+        'blocks.banks.q.atoms',
+        'blocks.banks.wide.atoms',
     ]
     clone = copy.deepcopy(model)
     with torch.no_grad():
-        clone.banks['q'].atoms.zero_()
+        clone.blocks.banks['q'].atoms.zero_()
     assert not torch.equal(clone(x), model(x)), 'the copy must draw on its own bank'
-
-
-def test_composed_layer_equals_its_linear():
-    layer = Stack().blocks[1].up
-    assert isinstance(layer, SharedLinear)
-    x = torch.randn(3, 8)
-    assert torch.equal(layer(x), layer.to_linear()(x))
-    assert torch.equal(layer.weight, layer.to_linear().weight)
 
 
 def test_projections_without_a_dictionary_stay_dense():
@@ -88,7 +80,7 @@ def test_frozen_one_hot_rows_share_whole_matrices():
     weights = [block.q_proj.weight for block in model.blocks]
     assert torch.equal(weights[0], weights[1])
     assert torch.equal(weights[2], weights[3])
-    assert torch.equal(weights[0], model.banks['q'].atoms[0])
+    assert torch.equal(weights[0], model.blocks.banks['q'].atoms[0])
     assert not torch.equal(weights[1], weights[2])
 
 
@@ -166,13 +158,13 @@ def test_projections_of_unequal_size_in_one_linear():
     """Grouped queries: 8 rows of q, 2 of k, 2 of v."""
     sizes = {'q': 8, 'k': 2, 'v': 2}
     blocks = [nn.ModuleDict({'qkv': nn.Linear(8, 12)}) for _ in range(3)]
-    banks, _ = share_linears(blocks, {'qkv': sizes}, {'q': 'q', 'kv': 'kv'}, num_atoms=2)
+    banks = share_linears(blocks, {'qkv': sizes}, {'q': 'q', 'kv': 'kv'}, num_atoms=2).banks
     assert banks['q'].atoms.shape == (2, 8, 8)
     assert banks['kv'].atoms.shape == (2, 2, 8)
     layer = blocks[1]['qkv']
     assert layer(torch.randn(3, 8)).shape == (3, 12)
-    assert torch.equal(layer.weight[:8], banks['q'].compose(blocks[1].coef.q))
-    assert torch.equal(layer.weight[10:], banks['kv'].compose(blocks[1].coef.v))
+    assert torch.equal(layer.weight[:8], banks['q'](blocks[1].coef.q))
+    assert torch.equal(layer.weight[10:], banks['kv'](blocks[1].coef.v))
 
 
 def test_rows_that_do_not_fit_the_linear():
@@ -189,33 +181,38 @@ def test_projections_with_a_common_dictionary_start_uncorrelated():
 
 def test_groups_of_layers_have_banks_of_their_own():
     model = Stack(dictionaries=GROUPED)
-    assert {name: bank.num_atoms for name, bank in model.banks.items()} == {'q_0': 1, 'q_1to3': 2}
+    assert {name: bank.num_atoms for name, bank in model.blocks.banks.items()} == {
+        'q_0': 1,
+        'q_1to3': 2,
+    }
     torch.testing.assert_close(
-        model.blocks[0].q_proj.weight, model.banks['q_0'].compose(model.blocks[0].coef.q)
+        model.blocks[0].q_proj.weight, model.blocks.banks['q_0'](model.blocks[0].coef.q)
     )
     before = model.blocks[0].q_proj.weight
     with torch.no_grad():
-        model.banks['q_1to3'].atoms.zero_()
+        model.blocks.banks['q_1to3'].atoms.zero_()
     assert torch.equal(model.blocks[0].q_proj.weight, before)
     assert not model.blocks[2].q_proj.weight.any()
 
 
-def test_a_residual_starts_at_zero_and_is_folded():
-    torch.manual_seed(0)
-    model = Stack(residual_ranks={'q': [2, 0, 1, 3], 'up': [1] * 4})
-    layer = model.blocks[0].up
-    assert layer.ranks == {'up': 1}
-    assert (layer.down_up.shape, layer.up_up.shape) == ((1, 8), (12, 1))
-    assert not hasattr(model.blocks[1].q_proj, 'down_q')
-    x = torch.randn(3, 8)
-    alone = copy.deepcopy(model)
-    for block in alone.blocks:
-        block.q_proj.ranks = block.up.ranks = {}
-    torch.testing.assert_close(model(x), alone(x), atol=0, rtol=0)
-    with torch.no_grad():
-        for block in model.blocks:
-            block.up.up_up.normal_()
-    folded = copy.deepcopy(model)
-    fold_linears(folded)
-    assert not torch.allclose(model(x), alone(x))
-    torch.testing.assert_close(folded(x), model(x))
+def test_attention_and_mlp_share_in_two_calls():
+    blocks = [
+        nn.ModuleDict({'attn': nn.ModuleDict({'o': nn.Linear(8, 8)}), 'mlp': GatedBlock()})
+        for _ in range(4)
+    ]
+    layout = {'mlp.down': ['down'], 'mlp.up': ['gate', 'up']}
+    with pytest.raises(ValueError, match=r"lie in \['attn', 'mlp'\]: share those of one module"):
+        share_linears(blocks, {'attn.o': ['o'], **layout}, {'o': ['o']}, 2)
+    once = share_linears(blocks, {'attn.o': ['o']}, {'o': ['o']}, 2, 'mlp')
+    both = share_linears(once, layout, {'wide': ['gate', 'up']}, 2)
+    assert isinstance(both, SharedBlocks)
+    assert [*both.shared] == ['attn_banks', 'attn_generator', 'mlp_banks']
+    assert {n for n, _ in both[3].named_parameters() if 'coef' in n} == {
+        'attn.coef.embedding',
+        'mlp.coef.gate',
+        'mlp.coef.up',
+    }
+    both[0].attn.o(torch.randn(2, 8)).sum().backward()
+    assert both.attn_banks['o'].atoms.grad is not None
+    with pytest.raises(ValueError, match="'mlp' in block 0 has a `coef` already"):
+        share_linears(both, {'mlp.q_proj': ['q']}, {'q': ['q']}, 2)

@@ -5,7 +5,6 @@ from __future__ import annotations
 import copy
 import io
 import pickle
-from collections.abc import Callable
 
 import pytest
 import safetensors.torch
@@ -14,8 +13,6 @@ from timm.models import get_notrace_functions, get_notrace_modules
 from timm.utils import ModelEmaV3
 from torch import nn
 from torch.func import functional_call, grad
-
-from masa_vit.layers import COMPOSITIONS
 
 VARIANTS = {
     'direct': {},
@@ -26,19 +23,6 @@ VARIANTS = {
     'common': {'dictionaries': ['qkv', 'o']},
 }
 """Name -> arguments of `create_model` on top of those of conftest's `SMALL`."""
-
-
-@pytest.fixture(params=[*COMPOSITIONS, 'joint, small weights'])
-def small(request, small, monkeypatch) -> Callable[..., nn.Module]:
-    """Small models that compose in each of the ways, as large weights are and as small ones."""
-    composition, *small_weights = request.param.split(', ')
-    if not small_weights:
-        monkeypatch.setattr('masa_vit.layers.composition._SMALL', 0)
-
-    def create(name: str = 'vit_tiny_masa_s2', **kwargs) -> nn.Module:
-        return small(name, **({'composition': composition} if 'masa' in name else {}), **kwargs)
-
-    return create
 
 
 @pytest.fixture(params=VARIANTS)
@@ -77,7 +61,7 @@ def test_forward_and_gradients_are_those_of_the_dense_model(model, small, images
         if key == 'o':
             continue
         expected = sum(
-            torch.einsum('s,ij->sij', block.coef.values()[n], part)
+            torch.einsum('s,ij->sij', block.attn.coef.values()[n], part)
             for n in key
             if n in names
             for block, part in zip(model.blocks, grads[n], strict=True)
@@ -179,7 +163,7 @@ def test_torch_export(model, images):
 def test_state_dict_holds_every_atom_once_and_travels_as_safetensors(model, small, images, request):
     state = model.state_dict()
     atoms = [key for key in state if 'atoms' in key]
-    assert sorted(atoms) == sorted(f'banks.{name}.atoms' for name in model.banks)
+    assert sorted(atoms) == sorted(f'blocks.attn_banks.{name}.atoms' for name in model.banks)
     blob = safetensors.torch.save(state)
     other = small(**VARIANTS[request.node.callspec.params['model']])
     other.load_state_dict(safetensors.torch.load(blob), strict=True)
@@ -205,7 +189,7 @@ def test_meta_init_then_to_empty_then_init_weights(small, images):
     model.to_empty(device='cpu')
     model.init_weights()
     assert torch.isfinite(model(images)).all()
-    rows = torch.stack([block.coef.q for block in model.blocks])
+    rows = torch.stack([block.attn.coef.q for block in model.blocks])
     torch.testing.assert_close(rows.norm(dim=1), torch.ones(4))
 
 

@@ -138,7 +138,7 @@ def test_variance_of_the_composed_weights_is_the_dense_models(small, kwargs, wei
 def test_init_weights_again_keeps_the_generator_alive(small):
     model = small(coefficients='mlp')
     model.init_weights()
-    for row in model.blocks[2].coef.values().values():
+    for row in model.blocks[2].attn.coef.values().values():
         assert row.norm().item() == pytest.approx(1.0, abs=1e-3)
 
 
@@ -169,14 +169,14 @@ def test_parameter_groups(small, coefficients):
     layer_of = group_parameters(model, model.group_matcher(), reverse=True)
     assert set(layer_of) == {name for name, _ in model.named_parameters()}
     for name, layer in layer_of.items():
-        if name.startswith(('banks', 'generator')):
+        if 'attn_banks' in name or 'attn_generator' in name:
             assert layer == layer_of['blocks.2.norm1.weight'], name
         if '.coef.' in name:
-            assert layer == layer_of[re.sub(r'coef\..*', 'norm1.weight', name)], name
+            assert layer == layer_of[re.sub(r'attn\.coef\..*', 'norm1.weight', name)], name
     assert layer_of['head.weight'] > layer_of['blocks.3.norm1.weight']
 
     no_decay = model.no_weight_decay()
-    assert {n for n in layer_of if '.coef.' in n or n.startswith('generator')} <= no_decay
+    assert {n for n in layer_of if '.coef.' in n or '_generator' in n} <= no_decay
     groups = param_groups_weight_decay(model, 0.05, no_weight_decay_list=no_decay)
     decay = {id(p): group['weight_decay'] for group in groups for p in group['params']}
     for name, param in model.named_parameters():
@@ -200,7 +200,7 @@ def test_frozen_coefficients_survive_the_meta_device(small):
         model = small(coefficients='frozen', coef=given)
     model.to_empty(device='cpu')
     model.init_weights()
-    assert [block.coef.q.tolist() for block in model.blocks] == given
+    assert [block.attn.coef.q.tolist() for block in model.blocks] == given
 
 
 def test_common_dictionary_is_the_same_in_any_order(small):
@@ -210,21 +210,6 @@ def test_common_dictionary_is_the_same_in_any_order(small):
 def test_no_pretrained_weights_is_a_clear_error(small, caplog):
     with pytest.raises(RuntimeError, match=r'[Nn]o pretrained weights'):
         small(pretrained=True)
-
-
-def test_when_weights_are_composed_can_be_chosen_at_any_time(small, images):
-    model = small(composition='layerwise').eval()
-    outs = []
-    for composition in ('layerwise', 'kept', 'joint'):
-        model.set_composition(composition)
-        with torch.inference_mode():
-            outs.append(model(images))
-        in_use = [w.kept for bank in model.banks.values() for w in bank._workspaces.values()]
-        assert any(kept is not None for kept in in_use) == (composition == 'kept')
-    torch.testing.assert_close(outs[0], outs[1])
-    torch.testing.assert_close(outs[0], outs[2])
-    with pytest.raises(ValueError, match="composition='always' is unknown, expected one of"):
-        model.set_composition('always')
 
 
 @pytest.mark.parametrize(

@@ -2,6 +2,7 @@
 
 from masa_vit.engine.hooks.checkpoint import SafeCheckpointHook
 from masa_vit.engine.hooks.coefficients import CoefficientHook
+from masa_vit.engine.hooks.fold import FoldHook
 from masa_vit.engine.hooks.parameters import ParameterTableHook
 from masa_vit.engine.hooks.progress import ProgressHook
 from masa_vit.engine.hooks.seed import EpochSeedHook
@@ -10,6 +11,7 @@ from masa_vit.engine.hooks.summary import SummaryHook
 __all__ = [
     'CoefficientHook',
     'EpochSeedHook',
+    'FoldHook',
     'ParameterTableHook',
     'ProgressHook',
     'SafeCheckpointHook',

@@ -9,6 +9,8 @@ from mmengine.model import is_model_wrapper
 from mmengine.registry import HOOKS
 from torch import nn
 
+from masa_vit.layers import SharedBlocks, SharedLinear
+
 
 def unwrap(model: nn.Module) -> nn.Module:
     """The model without mmengine's distributed wrapper."""
@@ -33,12 +35,36 @@ def count_parameters(model: nn.Module) -> dict[str, int]:
     return {name: int(getattr(counts, name)) for name in names}
 
 
+def partly_frozen(model: nn.Module) -> list[int]:
+    """Return the indices of frozen blocks whose weights are composed from atoms that train."""
+    return [
+        index
+        for blocks in model.modules()
+        if isinstance(blocks, SharedBlocks)
+        for index, block in enumerate(blocks)
+        if not any(param.requires_grad for param in block.parameters())
+        and any(
+            bank.atoms.requires_grad
+            for layer in block.modules()
+            if isinstance(layer, SharedLinear)
+            for bank in layer.banks.values()
+        )
+        and any(param.requires_grad for other in blocks for param in other.parameters())
+    ]
+
+
 @HOOKS.register_module()
 class ParameterTableHook(Hook):
     """Logs the parameters of attention and of the model, shared and dense, before training."""
 
     def before_train(self, runner: Any) -> None:
-        """Log the table."""
+        """Log the table, and warn if only some of the blocks that share are frozen."""
+        if frozen := partly_frozen(runner.model):
+            runner.logger.warning(
+                f'Blocks {frozen} are frozen, but their weights change: the atoms train, which all '
+                'blocks share. Freeze the atoms as well to keep these weights '
+                '(model.banks.requires_grad_(False)).'
+            )
         counts = count_parameters(runner.model)
         if not counts.get('dense_attention'):
             runner.logger.info(f'Parameters: {counts["total"]:,}')

@@ -10,15 +10,15 @@ def test_compose_is_the_weighted_sum_of_atoms():
     bank = AtomBank(3, 5, 7)
     coef = torch.randn(3)
     expected = sum(c * atom for c, atom in zip(coef, bank.atoms, strict=True))
-    torch.testing.assert_close(bank.compose(coef), expected)
-    assert bank.compose(coef).shape == (5, 7)
+    torch.testing.assert_close(bank(coef), expected)
+    assert bank(coef).shape == (5, 7)
 
 
 def test_gradients_of_atoms_and_coefficients():
     bank = AtomBank(3, 4, 5, dtype=torch.float64)
     coef = torch.randn(3, dtype=torch.float64, requires_grad=True)
     grad = torch.randn(4, 5, dtype=torch.float64)
-    bank.compose(coef).backward(grad)
+    bank(coef).backward(grad)
     torch.testing.assert_close(bank.atoms.grad, coef.detach()[:, None, None] * grad)
     torch.testing.assert_close(coef.grad, (bank.atoms.detach() * grad).sum((1, 2)))
 
@@ -27,9 +27,15 @@ def test_composes_in_the_dtype_of_the_atoms_under_autocast():
     bank = AtomBank(4, 32, 32)
     coef = torch.randn(4)
     with torch.autocast('cpu', torch.bfloat16):
-        weight = bank.compose(coef)
+        weight = bank(coef)
     assert weight.dtype == torch.float32
-    assert torch.equal(weight, bank.compose(coef))
+    assert torch.equal(weight, bank(coef))
+
+
+def test_composes_several_layers_at_once():
+    bank = AtomBank(3, 5, 7, dtype=torch.float64)
+    coef = torch.randn(2, 3, dtype=torch.float64)
+    torch.testing.assert_close(bank(coef), torch.stack([bank(row) for row in coef]))
 
 
 def test_every_atom_parameter_says_so_in_its_name():

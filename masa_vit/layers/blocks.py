@@ -1,0 +1,120 @@
+"""The container of a stack of blocks and the modules that the blocks share."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Mapping
+from typing import Any
+
+import torch
+from torch import nn
+
+from masa_vit.layers.coefficients import (
+    CoefficientGenerator,
+    CoefficientSource,
+    DirectCoefficients,
+    MlpCoefficients,
+)
+from masa_vit.layers.linear import SharedLinear
+
+
+class SharedBlocks(nn.Module):
+    """Blocks, and the banks and coefficient generators that they share.
+
+    Stands where the model had its `nn.Sequential` of blocks: it iterates over, counts and indexes
+    the blocks only, and a slice keeps the banks. Since it owns the banks, all that is done to
+    ``model.blocks`` (freezing, optimizer groups, moving) includes them, and FSDP, which wraps single
+    blocks, keeps them in the outer group.
+    """
+
+    def __init__(self, blocks: Iterable[nn.Module], shared: Mapping[str, nn.Module]) -> None:
+        """Register the blocks as '0', '1', ... and what they share under its name."""
+        super().__init__()
+        self.depth = 0
+        for block in blocks:
+            self.add_module(str(self.depth), block)
+            self.depth += 1
+        for name, module in shared.items():
+            self.add_module(name, module)
+
+    @property
+    def shared(self) -> dict[str, Any]:
+        """Name -> the banks (an `nn.ModuleDict` of `AtomBank`) or the generator of a module."""
+        return {name: child for name, child in self.named_children() if not name.isdigit()}
+
+    def __len__(self) -> int:
+        return self.depth
+
+    def __iter__(self) -> Iterator[Any]:
+        return iter([self[index] for index in range(self.depth)])
+
+    def __getitem__(self, index: Any) -> Any:
+        where = range(self.depth)[index]  # as a list: negative numbers, slices, IndexError
+        if isinstance(where, range):
+            return SharedBlocks([self[i] for i in where], self.shared)
+        return getattr(self, str(where))
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        # The layers hold references to these modules and would go on using the old ones.
+        if isinstance(value, nn.Module) and name in self.shared:
+            raise AttributeError(
+                f'{name!r} cannot be replaced as a whole: replace single banks, '
+                f"blocks.{name}['...'] = bank, or write into their atoms"
+            )
+        super().__setattr__(name, value)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        """Apply the blocks in order."""
+        for block in self:
+            x = block(x)
+        return x
+
+    def drop_unused_banks(self) -> None:
+        """Delete the banks that no block draws on, e.g. after blocks were cut off."""
+        layers = [module for module in self.modules() if isinstance(module, SharedLinear)]
+        used = {id(bank) for layer in layers for bank in layer.banks.values()}
+        for banks in self.shared.values():
+            for key in [*banks] if isinstance(banks, nn.ModuleDict) else ():
+                if id(banks[key]) not in used:
+                    del banks[key]
+
+    def fuse(self) -> nn.Sequential:
+        """Replace all shared layers of the blocks by dense ones; return the blocks alone.
+
+        timm's `reparameterize_model` calls this.
+        """
+        for parent, name, child in _children(self):
+            if isinstance(child, SharedLinear):
+                setattr(parent, name, child.fuse())
+        for parent, name, child in _children(self):
+            if isinstance(child, CoefficientSource):
+                delattr(parent, name)
+        return nn.Sequential(*self)
+
+    def __prepare_scriptable__(self) -> nn.Module:
+        """Refuse TorchScript; see `SharedLinear`."""
+        raise TypeError('TorchScript cannot compile shared layers: script masa_vit.fold(model)')
+
+
+def fuse_children(module: nn.Module) -> None:
+    """Replace everything in `module` that shares weights by its dense form, in place."""
+    for name, child in list(module.named_children()):
+        if isinstance(child, (SharedBlocks, SharedLinear)):
+            setattr(module, name, child.fuse())
+        else:
+            fuse_children(child)
+
+
+def bake_coefficients(module: nn.Module) -> None:
+    """Replace generated coefficients by trainable ones of the same values, in place."""
+    for parent, name, child in _children(module):
+        if isinstance(child, MlpCoefficients):
+            direct = DirectCoefficients(child.values()).train(child.training)
+            setattr(parent, name, direct.requires_grad_(child.embedding.requires_grad))
+    for parent, name, child in _children(module):
+        if isinstance(child, CoefficientGenerator):
+            delattr(parent, name)
+
+
+def _children(module: nn.Module) -> list[tuple[nn.Module, str, nn.Module]]:
+    """List every child in `module` with its parent and name."""
+    return [(parent, *child) for parent in module.modules() for child in parent.named_children()]

@@ -1,0 +1,37 @@
+"""Testing and prediction run the folded model, whose outputs are the same."""
+
+from __future__ import annotations
+
+from types import SimpleNamespace
+
+import torch
+from torch import nn
+
+from masa_vit.engine.hooks import FoldHook
+from masa_vit.layers import SharedLinear
+
+
+def shares(model: nn.Module) -> bool:
+    return any(isinstance(module, SharedLinear) for module in model.modules())
+
+
+def test_the_model_is_folded_for_the_test_epoch_only(small, images):
+    model = small().eval()
+    runner = SimpleNamespace(model=model)
+    hook = FoldHook()
+    hook.before_test_epoch(runner)
+    assert not shares(runner.model)
+    assert not runner.model.training
+    assert torch.equal(runner.model(images), model(images))
+    hook.after_test_epoch(runner)
+    assert runner.model is model
+
+
+def test_a_dense_model_is_left_alone(small):
+    model = small('vit_tiny_patch16_224')
+    runner = SimpleNamespace(model=model)
+    hook = FoldHook()
+    hook.before_test_epoch(runner)
+    assert runner.model is model
+    hook.after_test_epoch(runner)
+    assert runner.model is model
