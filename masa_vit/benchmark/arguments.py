@@ -33,7 +33,16 @@ SHARED_ONLY = ('fold-eval', 'fold', 'compress')
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the arguments of the tool."""
     parser.add_argument(
-        'model', help="a timm model name, ours or any other; or a detector's config"
+        'model',
+        nargs='?',
+        default='',
+        help="a timm model name, ours or any other; or a detector's config",
+    )
+    parser.add_argument(
+        '--suite',
+        choices=('gpu',),
+        help='measure ViT-S, ViT-B and ViT-L (or the MASA model MODEL alone) on a GPU, at batch sizes '
+        '64 and 256, in bf16, eager and compiled, in less than 8 minutes',
     )
     parser.add_argument(
         '--against', help='the model to compare with; default: the dense model that MODEL folds to'
@@ -72,7 +81,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument('--warm-up', type=int, default=1, help='runs of each before that')
     parser.add_argument('--device', default='cuda' if torch.cuda.is_available() else 'cpu')
     parser.add_argument('--threads', type=int, help='of torch on the CPU')
-    parser.add_argument('--json', type=Path, help='also write the results to this file')
+    parser.add_argument('--json', '--out', type=Path, help='also write the results to this file')
     parser.add_argument('--picture', type=Path, help='also draw the ratios (.png, .svg, .pdf)')
 
 
@@ -100,6 +109,8 @@ def check_arguments(args: argparse.Namespace, kind: Kind) -> None:
         ValueError: For a value outside its range, or what this kind of model, device or machine lacks.
         OSError: For a file that cannot be written.
     """
+    if not args.model:
+        raise ValueError('expected MODEL, or --suite gpu')
     for option, least in (('pairs', 1), ('warm_up', 0), ('threads', 1), ('img_size', 1)):
         value = getattr(args, option)
         if value is not None and value < least:

@@ -9,7 +9,7 @@ from itertools import product
 
 import torch
 
-from masa_vit.benchmark import steps
+from masa_vit.benchmark import gpu_suite, steps
 from masa_vit.benchmark.arguments import (
     DEFAULT_MEASURES,
     SHARED_ONLY,
@@ -38,6 +38,8 @@ def run(args: argparse.Namespace, kind: Kind = TIMM) -> int:
         ValueError: For arguments that do not go together.
         OSError: For a file that cannot be written.
     """
+    if args.suite:
+        return gpu_suite.run(args)
     check_arguments(args, kind)
     if args.threads:
         torch.set_num_threads(args.threads)

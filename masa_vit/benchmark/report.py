@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 import timm
 import torch
 
+from masa_vit import __version__
 from masa_vit.benchmark.measurement import Measurement
 
 if TYPE_CHECKING:
@@ -56,6 +57,7 @@ class Report:
         """Say why something was not measured."""
         if text not in self.notes:
             self.notes.append(text)
+            self._write()
             print(f'note: {text}')
 
     def to_json(self) -> dict[str, Any]:
@@ -108,6 +110,7 @@ def describe_machine(device: str) -> dict[str, Any]:
         'python': platform.python_version(),
         'torch': torch.__version__,
         'timm': timm.__version__,
+        'masa_vit': __version__,
     }
 
 
