@@ -53,9 +53,9 @@ def coefficients(source: Source) -> dict[str, torch.Tensor]:
 
 
 def dictionary_names(source: Source, projections: Iterable[str]) -> dict[str, str]:
-    """Return projection -> name of its dictionary, as far as the source tells it.
+    """Return projection -> name of its dictionary, as far as the source contains it.
 
-    Modules tell it; in a state dict the dictionary has the projection's name or, for the letters of
+    Modules contain it; in a state dict the dictionary has the projection's name or, for the letters of
     attention (q, k, v, o), is named by the letters of all that draw on it.
     """
     if isinstance(source, nn.Module):

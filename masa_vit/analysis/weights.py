@@ -92,6 +92,11 @@ def projection_weights(source: Source) -> ProjectionWeights:
     if isinstance(source, nn.Module):
         heads = [module.num_heads for module in source.modules() if hasattr(module, 'num_heads')]
         num_heads = heads[0] if heads and isinstance(heads[0], int) else None
+    if not coef and len(stack.dense_stacks) > 1:
+        raise ValueError(
+            f'several stacks of blocks have attention projections: {stack.dense_stacks}. Models with '
+            'stages (Swin) cannot be read; of a module that holds several models, give one of them'
+        )
     if not coef and not stack.dense:
         raise ValueError(
             'there are no attention projections in it: expected a MASA model (`*_banks.*.atoms`), or '
@@ -115,7 +120,7 @@ def projection_weights(source: Source) -> ProjectionWeights:
 def shared_atoms(
     source: Source, projections: Iterable[str]
 ) -> tuple[dict[str, torch.Tensor], dict[str, str]]:
-    """Read the atoms alone, and who uses them.
+    """Read the atoms, and the projections that use them.
 
     Args:
         source: As of `projection_weights`.

@@ -1,4 +1,4 @@
-"""Compress the linear maps of any stack of blocks, in place."""
+"""Compress the linear layers of any stack of blocks, in place."""
 
 from __future__ import annotations
 
@@ -81,8 +81,8 @@ def share_solution(
     """Replace linear layers of blocks by shared ones with what was fitted, in place.
 
     Args:
-        blocks: As they were fitted; the weights of the linear maps may be on the meta device.
-        layout: Path of a linear map -> its projections.
+        blocks: As they were fitted; the weights of the linear layers may be on the meta device.
+        layout: Path of a linear layer -> its projections.
         solution: What was fitted to some of the projections.
         weights: Of all projections, on the device and in the dtype that is wanted.
 

@@ -193,7 +193,7 @@ def _scalar(outputs: torch.Tensor, model: Any, generator: torch.Generator) -> to
 
 
 class _Collector:
-    """Hooks on the attention's linear maps, which add up second moments."""
+    """Hooks on the attention's linear layers, which add up second moments."""
 
     def __init__(self, model: Any, gradients: bool) -> None:
         self._depth = len(model.blocks)

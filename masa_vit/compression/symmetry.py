@@ -200,7 +200,7 @@ def _attentions(model: Any) -> list[Any]:
         if kinds != [Attention, nn.Linear, nn.Linear]:
             raise ValueError(
                 f'alignment is not possible for blocks.{index}: expected attn to be '
-                'timm.layers.Attention with plain linear maps qkv and proj, got '
+                'timm.layers.Attention with plain linear layers qkv and proj, got '
                 f'{", ".join(kind.__name__ for kind in kinds)}. Compress without alignment'
             )
     shapes = [

@@ -18,7 +18,7 @@ Weights = Mapping[str, Sequence[torch.Tensor]]
 def linear_weights(
     blocks: Iterable[nn.Module], layout: Mapping[str, Names]
 ) -> dict[str, list[torch.Tensor]]:
-    """Projection -> the weights (out, in) of all blocks, views into those of the linear maps."""
+    """Projection -> the weights (out, in) of all blocks, views into those of the linear layers."""
     weights: dict[str, list[torch.Tensor]] = {}
     for block in blocks:
         for path, names in layout.items():

@@ -14,8 +14,10 @@ from timm.layers import get_norm_layer
 from timm.models.vision_transformer import VisionTransformer
 from torch import nn
 
-from masa_vit.layers import SharedLinear, fuse_children
+from masa_vit.layers import SharedBlocks, SharedLinear, fuse_children
 from masa_vit.models import create_timm_model, read_state_dict
+from masa_vit.models.loading import strip_prefix
+from masa_vit.models.state_dict import rename_old_keys
 from masa_vit.models.vision_transformer_masa import (
     SIZES,
     MasaVisionTransformer,
@@ -25,7 +27,7 @@ from masa_vit.models.vision_transformer_masa import (
 MASA_ARGS = frozenset(inspect.signature(MasaVisionTransformer.__init__).parameters) - frozenset(
     inspect.signature(VisionTransformer.__init__).parameters
 )
-"""Arguments of a model that a folded one has not."""
+"""Arguments that the folded model does not take."""
 
 _CLIP, _CLIP_EPS = 'vit_base_patch16_clip_224', 1e-5
 """A CLIP tower of timm, and the epsilon of its layer norms."""
@@ -81,7 +83,10 @@ def fold(model: nn.Module) -> nn.Module:
                 f'fold makes a plain VisionTransformer, which would lose what {type(module).__name__} '
                 'adds to MasaVisionTransformer: use masa_vit.layers.fuse_children on a copy'
             )
-    return _fold_in_place(copy.deepcopy(model))
+    folded = copy.deepcopy(model)
+    if isinstance(folded, (SharedBlocks, SharedLinear)):
+        return folded.fuse()
+    return _fold_in_place(folded)
 
 
 def load_folded(
@@ -95,7 +100,7 @@ def load_folded(
     Args:
         source: A folder in timm's Hub layout, or a `.safetensors` or `.pth` file.
         model_name: For a file: the name of the MASA model, e.g. 'vit_base_masa_s4'.
-        dtype: Of the weights that are composed, and of the model.
+        dtype: Of the folded model; its weights are composed in float32.
         model_args: Arguments of `timm.create_model`.
 
     Raises:
@@ -106,10 +111,12 @@ def load_folded(
     is_folder = Path(source).is_dir()
     name = f'local-dir:{source}' if is_folder else model_name
     file = Path(source) / 'model.safetensors' if is_folder else source
+    # composed in float32, whatever the dtype of the file is
     state = {
-        key: value.to(dtype) if value.is_floating_point() else value
+        key: value.float() if value.is_floating_point() else value
         for key, value in read_state_dict(file).items()
     }
+    rename_old_keys(state)
     with torch.device('meta'):
         model = create_timm_model(name, model_args)
     if not isinstance(model, MasaVisionTransformer):
@@ -117,10 +124,11 @@ def load_folded(
             f'{name!r} is a {type(model).__name__}, expected a MASA model such as vit_base_masa_s4: '
             'a dense model is loaded by timm.create_model'
         )
-    if any(buffer.is_meta and name not in state for name, buffer in model.named_buffers()):
-        model = create_timm_model(name, model_args)  # buffers that no file holds
+    state = strip_prefix(state, model.state_dict())
+    if any(key not in state for key, _ in model.named_buffers()):
+        model = create_timm_model(name, model_args)  # no file holds these buffers
     model.load_state_dict(state, assign=True)
-    return _fold_in_place(model)
+    return _fold_in_place(model).to(dtype)
 
 
 def _fold_in_place(model: nn.Module) -> nn.Module:

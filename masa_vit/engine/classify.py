@@ -15,11 +15,10 @@ from mmengine.registry import DATASETS
 from torch import Tensor
 
 from masa_vit.cls.transforms import to_chw
-from masa_vit.convert import fold
 from masa_vit.engine.build import build_model
 from masa_vit.engine.config import load_config
+from masa_vit.engine.hooks.parameters import fold_for_inference
 from masa_vit.images import UnreadableImageError, read_image
-from masa_vit.layers import SharedLinear
 from masa_vit.models import load_exactly
 
 __all__ = ['Predictor']
@@ -60,9 +59,7 @@ class Predictor:
         if not hasattr(model, 'num_classes'):
             raise ValueError(f'the config builds a {type(model).__name__}, expected a classifier')
         load_exactly(model.model, checkpoint)
-        if any(isinstance(module, SharedLinear) for module in model.modules()):
-            model = fold(model)  # the same outputs, at the cost of a dense model
-        self.model = model.to(self.device)
+        self.model: Any = fold_for_inference(model).to(self.device)
         self.classes = _class_names(checkpoint, loader.dataset, model.num_classes)
 
     def __call__(

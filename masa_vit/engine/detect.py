@@ -20,13 +20,12 @@ import mmcv
 from mmdet.apis import DetInferencer
 from mmdet.registry import MODELS
 
-from masa_vit.convert import fold
 from masa_vit.det.visualization import quiet_drawing
 from masa_vit.engine.config import load_config
 from masa_vit.engine.files import read_checkpoint
+from masa_vit.engine.hooks.parameters import fold_for_inference
 from masa_vit.engine.train import readable_errors
 from masa_vit.images import UnreadableImageError, read_image
-from masa_vit.layers import SharedLinear
 
 __all__ = ['Detector']
 
@@ -70,9 +69,7 @@ class Detector:
         device = str(device or ('cuda' if torch.cuda.is_available() else 'cpu'))
         with readable_errors(cfg):
             self.inferencer = _StrictInferencer(cfg, str(checkpoint), device, show_progress=False)
-        model = self.inferencer.model
-        if any(isinstance(module, SharedLinear) for module in model.modules()):
-            self.inferencer.model = fold(model)  # the same outputs, at the cost of a dense model
+        self.inferencer.model = fold_for_inference(self.inferencer.model)
         self.classes = list(self.inferencer.model.dataset_meta['classes'])
 
     def __call__(

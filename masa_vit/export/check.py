@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -87,7 +87,7 @@ class Form(NamedTuple):
             outputs = [run(images) for images in self.images]
         except Exception as error:
             raise ExportError(f'{what} does not run: {_first_line(error)}') from error
-        difference = _difference(outputs, self.outputs)
+        difference = output_difference(outputs, self.outputs)
         if not difference <= TOLERANCE:
             raise ExportError(
                 f'the outputs of {what} differ from those of the model by {difference:.3g} of the '
@@ -137,7 +137,7 @@ def make_form(model: nn.Module, *, shared: bool, baked: bool = True, dtype: str 
             weight.copy_(weight.to(made.dtype))
     _check_finite(form, f'the model rounded to {dtype}', ': use bf16, which has the range of fp32')
     rounded = _run(form, images)
-    return made._replace(outputs=rounded, rounding=_difference(rounded, outputs))
+    return made._replace(outputs=rounded, rounding=output_difference(rounded, outputs))
 
 
 def input_size(model: Any) -> tuple[int, int, int]:
@@ -188,7 +188,7 @@ def _check_finite(model: nn.Module, what: str, advice: str = '') -> None:
         raise ValueError(f'{what} has values that are not finite, in {shown}{advice}')
 
 
-def _difference(outputs: list[Any], expected: list[torch.Tensor]) -> float:
+def output_difference(outputs: Sequence[Any], expected: Sequence[torch.Tensor]) -> float:
     """Largest difference over the largest expected value; infinite for other shapes."""
     if [tuple(o.shape) for o in outputs] != [tuple(e.shape) for e in expected]:
         return float('inf')

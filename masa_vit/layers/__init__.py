@@ -3,7 +3,6 @@
 from masa_vit.layers.bank import AtomBank, compose
 from masa_vit.layers.blocks import SharedBlocks, bake_coefficients, fuse_children
 from masa_vit.layers.checks import (
-    COEFFICIENT_KINDS,
     check_groups,
     check_ranks,
     projection_shapes,
@@ -23,7 +22,6 @@ from masa_vit.layers.linear import SharedLinear
 from masa_vit.layers.sharing import read_dictionaries, share_linears
 
 __all__ = [
-    'COEFFICIENT_KINDS',
     'AtomBank',
     'CoefficientGenerator',
     'CoefficientSource',

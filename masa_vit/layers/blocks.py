@@ -21,13 +21,17 @@ class SharedBlocks(nn.Module):
     """Blocks, and the banks and coefficient generators that they share.
 
     Stands where the model had its `nn.Sequential` of blocks: it iterates over, counts and indexes
-    the blocks only, and a slice keeps the banks. Since it owns the banks, all that is done to
-    ``model.blocks`` (freezing, optimizer groups, moving) includes them, and FSDP, which wraps single
+    the blocks only, and a slice keeps the banks. Since it owns the banks, all operations on
+    ``model.blocks`` (freezing, optimizer groups, moving) include them, and FSDP, which wraps single
     blocks, keeps them in the outer group.
     """
 
     def __init__(self, blocks: Iterable[nn.Module], shared: Mapping[str, nn.Module]) -> None:
-        """Register the blocks as '0', '1', ... and what they share under its name."""
+        """Register the blocks as '0', '1', ... and the shared modules under their names.
+
+        Raises:
+            ValueError: If a block uses banks or a generator that are not in `shared`.
+        """
         super().__init__()
         self.depth = 0
         for block in blocks:
@@ -35,6 +39,8 @@ class SharedBlocks(nn.Module):
             self.depth += 1
         for name, module in shared.items():
             self.add_module(name, module)
+        for block in self:
+            self._check(block)
 
     @property
     def shared(self) -> dict[str, Any]:
@@ -53,14 +59,29 @@ class SharedBlocks(nn.Module):
             return SharedBlocks([self[i] for i in where], self.shared)
         return getattr(self, str(where))
 
+    def __setitem__(self, index: int, block: nn.Module) -> None:
+        setattr(self, str(range(self.depth)[index]), block)
+
     def __setattr__(self, name: str, value: Any) -> None:
-        # The layers hold references to these modules and would go on using the old ones.
-        if isinstance(value, nn.Module) and name in self.shared:
-            raise AttributeError(
-                f'{name!r} cannot be replaced as a whole: replace single banks, '
-                f"blocks.{name}['...'] = bank, or write into their atoms"
-            )
+        if isinstance(value, nn.Module):
+            # The layers hold references to these modules and would go on using the old ones.
+            if name in self.shared:
+                raise AttributeError(
+                    f'{name!r} cannot be replaced as a whole: replace single banks, '
+                    f"blocks.{name}['...'] = bank, or write into their atoms"
+                )
+            self._check(value)
         super().__setattr__(name, value)
+
+    def _check(self, block: nn.Module) -> None:
+        """Raise ValueError if a block uses modules that this container does not own."""
+        own = {id(module) for module in self.shared.values()}
+        for module in block.modules():
+            if isinstance(module, (SharedLinear, MlpCoefficients)) and id(module.source) not in own:
+                raise ValueError(
+                    f'a {type(module).__name__} of the block uses atoms or an MLP that are not in '
+                    'these blocks (a deep copy of a block has copies of them): copy the whole model'
+                )
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """Apply the blocks in order."""
@@ -69,7 +90,7 @@ class SharedBlocks(nn.Module):
         return x
 
     def drop_unused_banks(self) -> None:
-        """Delete the banks that no block draws on, e.g. after blocks were cut off."""
+        """Delete the banks that no block uses, also for other slices that share them."""
         layers = [module for module in self.modules() if isinstance(module, SharedLinear)]
         used = {id(bank) for layer in layers for bank in layer.banks.values()}
         for banks in self.shared.values():
@@ -97,15 +118,29 @@ class SharedBlocks(nn.Module):
 
 def fuse_children(module: nn.Module) -> None:
     """Replace everything in `module` that shares weights by its dense form, in place."""
-    for name, child in list(module.named_children()):
-        if isinstance(child, (SharedBlocks, SharedLinear)):
-            setattr(module, name, child.fuse())
-        else:
-            fuse_children(child)
+    for parent, name, child in _children(module):
+        if isinstance(child, SharedBlocks):
+            setattr(parent, name, child.fuse())
+    for parent, name, child in _children(module):
+        if isinstance(child, SharedLinear):  # of a block without its container
+            setattr(parent, name, child.fuse())
+    for parent, name, child in _children(module):
+        if isinstance(child, CoefficientSource):
+            delattr(parent, name)
 
 
 def bake_coefficients(module: nn.Module) -> None:
-    """Replace generated coefficients by trainable ones of the same values, in place."""
+    """Replace generated coefficients by trainable ones of the same values, in place.
+
+    Raises:
+        ValueError: If a block in `module` uses an MLP outside of it.
+    """
+    owned = {id(child) for child in module.modules()}
+    for child in module.modules():
+        if isinstance(child, MlpCoefficients) and id(child.generator) not in owned:
+            raise ValueError(
+                f'the coefficient MLP lies outside of this {type(module).__name__}: bake the whole model'
+            )
     for parent, name, child in _children(module):
         if isinstance(child, MlpCoefficients):
             direct = DirectCoefficients(child.values()).train(child.training)

@@ -9,8 +9,8 @@ from torch import nn
 
 from masa_vit.layers.bank import check_num_atoms
 from masa_vit.layers.coefficients import CoefficientSource
-from masa_vit.layers.dictionaries import Dictionary
-from masa_vit.layers.linear import Names, projection_sizes
+from masa_vit.layers.dictionaries import Dictionary, parse_bank_name
+from masa_vit.layers.linear import Names, SharedLinear, projection_sizes
 
 COEFFICIENT_KINDS = ('direct', 'mlp', 'frozen')
 
@@ -104,7 +104,7 @@ def check_dictionaries(
 
     Args:
         dictionaries: Name -> `Dictionary`, or the projections alone: then all layers draw on it.
-        num_atoms: S of those that do not say.
+        num_atoms: S of dictionaries without `num_atoms`.
         num_layers: L.
         known: The projections that there are.
 
@@ -131,6 +131,12 @@ def check_dictionaries(
             f'projections out of {list(known)}, and every layer out of {num_layers} to draw on one '
             'dictionary for each projection'
         )
+    for key, dictionary in full.items():
+        if (named := parse_bank_name(key)[1]) not in (None, tuple(sorted(dictionary.layers))):
+            raise ValueError(
+                f'dictionary {key!r}: a name that ends in numbers is that of a group of layers, here '
+                f'{named}; choose a name without'
+            )
     return {key: _check_atoms(key, value) for key, value in full.items()}
 
 
@@ -165,6 +171,9 @@ def check_parent(blocks: Sequence[nn.Module], layout: Mapping[str, Names]) -> st
     parents = sorted({path.rpartition('.')[0] for path in layout})
     if len(parents) > 1:
         raise ValueError(f'the layers of layout lie in {parents}: share those of one module a call')
+    used = {name for m in blocks[0].modules() if isinstance(m, SharedLinear) for name in m.bank_of}
+    if taken := used & {name for names in layout.values() for name in names}:
+        raise ValueError(f'projections {sorted(taken)} share already: choose other names')
     for index, block in enumerate(blocks):
         if hasattr(block.get_submodule(parents[0]), 'coef'):
             raise ValueError(

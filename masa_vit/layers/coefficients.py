@@ -17,7 +17,7 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from masa_vit.layers.bank import no_autocast
+from masa_vit.layers.bank import NOT_MATERIALIZED, no_autocast
 from masa_vit.layers.dictionaries import Dictionaries
 
 
@@ -33,6 +33,8 @@ def generate(embedding: torch.Tensor, *weights: torch.Tensor) -> torch.Tensor:
         The coefficients of all projections, (..., sum of S).
     """
     w1, b1, w2, b2, w3, b3 = weights
+    if w1.is_meta and not embedding.is_meta:
+        raise RuntimeError(NOT_MATERIALIZED)
     with no_autocast(embedding.device):
         hidden = F.gelu(F.linear(F.gelu(F.linear(embedding, w1, b1)), w2, b2))
         return F.linear(hidden, w3, b3)
@@ -40,8 +42,6 @@ def generate(embedding: torch.Tensor, *weights: torch.Tensor) -> torch.Tensor:
 
 class CoefficientSource(nn.Module):
     """The coefficients of the shared projections of one block; calling it returns them by name."""
-
-    kind: str = ''
 
     def __init__(self, num_atoms: Mapping[str, int]) -> None:
         """Serve the projections named in `num_atoms`, each with its number of atoms S."""
@@ -65,8 +65,6 @@ class CoefficientSource(nn.Module):
 class DirectCoefficients(CoefficientSource):
     """Trainable coefficients, one vector (S,) per projection."""
 
-    kind = 'direct'
-
     def __init__(self, values: Mapping[str, torch.Tensor]) -> None:
         """Start from `values`, projection -> (S,)."""
         super().__init__({name: row.numel() for name, row in values.items()})
@@ -76,8 +74,6 @@ class DirectCoefficients(CoefficientSource):
 
 class FrozenCoefficients(CoefficientSource):
     """Given coefficients, one vector (S,) per projection, saved with the model but not trained."""
-
-    kind = 'frozen'
 
     def __init__(
         self,
@@ -180,8 +176,6 @@ class CoefficientGenerator(nn.Module):
 class MlpCoefficients(CoefficientSource):
     """Coefficients from a trainable embedding of the block, through the generator of the stack."""
 
-    kind = 'mlp'
-
     def __init__(
         self,
         generator: CoefficientGenerator,
@@ -198,6 +192,9 @@ class MlpCoefficients(CoefficientSource):
     def generator(self) -> CoefficientGenerator:
         """The MLP that all blocks share."""
         return self._references[0]
+
+    source = generator
+    """The shared module that this module uses."""
 
     def reset_parameters(self) -> None:
         """Draw the embedding from a standard normal distribution (ours)."""

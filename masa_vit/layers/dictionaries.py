@@ -1,4 +1,4 @@
-"""What draws on a bank: projections and layers, and the name that says so in a state dict."""
+"""The users of a bank: projections and layers, and the name of a bank in a state dict."""
 
 from __future__ import annotations
 

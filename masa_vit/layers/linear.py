@@ -24,10 +24,12 @@ def multiply(up: torch.Tensor, down: torch.Tensor) -> torch.Tensor:
 
 
 @torch.fx.wrap
-def materialized(weight: torch.Tensor, x: torch.Tensor) -> torch.Tensor:
-    """Return `weight`; RuntimeError if it is on the meta device and `x` is not."""
-    if weight.is_meta and not x.is_meta:  # `F.linear` would return garbage
-        raise RuntimeError(NOT_MATERIALIZED)
+def check_materialized(
+    weight: torch.Tensor, bias: torch.Tensor | None, x: torch.Tensor
+) -> torch.Tensor:
+    """Return `weight`; RuntimeError if it or the bias is on the meta device and `x` is not."""
+    if not x.is_meta and (weight.is_meta or (bias is not None and bias.is_meta)):
+        raise RuntimeError(NOT_MATERIALIZED)  # `F.linear` would return garbage
     return weight
 
 
@@ -89,9 +91,9 @@ class SharedLinear(nn.Module):
             nn.init.zeros_(self.get_parameter(f'up_{name}'))
 
     @property
-    def shared_names(self) -> tuple[str, ...]:
-        """The projections that share."""
-        return tuple(self.bank_of)
+    def source(self) -> nn.ModuleDict:
+        """The shared module that this layer uses: name of a bank -> bank."""
+        return self._references[0]
 
     @property
     def banks(self) -> dict[str, AtomBank]:
@@ -106,7 +108,11 @@ class SharedLinear(nn.Module):
         return cast(CoefficientSource, self._references[1].coef)
 
     def compose_weight(self) -> torch.Tensor:
-        """Compose the weight, (out_features, in_features)."""
+        """Compose the weight, (out_features, in_features).
+
+        For timm's ``qkv``: ``owner.coef()`` gives the coefficients of q, k, v and o, (S,) each; the
+        banks of q, k and v give a weight (C, C) each; the three are stacked to (3 C, C).
+        """
         banks, owner = self._references
         coef = owner.coef()  # projection -> (S,)
         parts = []  # (rows, in) each
@@ -135,23 +141,26 @@ class SharedLinear(nn.Module):
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """Apply the layer, (..., in_features) -> (..., out_features)."""
         # not `self.weight`: `nn.Module` hides an AttributeError in a property
-        return F.linear(x, materialized(self.compose_weight(), x), self.bias)
+        return F.linear(x, check_materialized(self.compose_weight(), self.bias, x), self.bias)
 
-    @torch.no_grad()
     def fuse(self) -> nn.Linear:
-        """Return the dense layer with the same output; timm's `reparameterize_model` calls this."""
-        weight = self.weight
+        """Return the dense layer with the same output; timm's `reparameterize_model` calls this.
+
+        Its weight requires gradients if anything of which it is composed does.
+        """
+        with torch.enable_grad():
+            weight = self.compose_weight()
         has_bias = self.bias is not None
         linear = nn.Linear(
             self.in_features, self.out_features, has_bias, device='meta', dtype=weight.dtype
         )
-        linear.weight = nn.Parameter(weight)
+        linear.weight = nn.Parameter(weight.detach(), weight.requires_grad)
         if has_bias:
-            linear.bias = nn.Parameter(self.bias.detach().clone())
+            linear.bias = nn.Parameter(self.bias.detach().clone(), self.bias.requires_grad)
         return linear.train(self.training)
 
     def __prepare_scriptable__(self) -> nn.Module:
-        """Refuse TorchScript, which has no words for the lookup of banks."""
+        """Refuse TorchScript, which cannot compile the lookup of banks."""
         raise TypeError('TorchScript cannot compile shared layers: script masa_vit.fold(model)')
 
     def extra_repr(self) -> str:

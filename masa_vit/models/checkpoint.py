@@ -31,18 +31,19 @@ def checkpoint_filter_fn(state_dict: dict[str, Any], model: nn.Module) -> dict[s
 
 
 def adapt_state_dict(model: nn.Module, state_dict: MutableMapping[str, Any], prefix: str) -> None:
-    """Make a state dict fit a MASA model, in place, or say why it cannot.
+    """Make a state dict fit a MASA model, in place, or raise ValueError.
 
     Names of version 0.1 become those of today. Coefficients of the 'mlp' kind are computed and
-    become direct ones where the model holds direct (or frozen) coefficients. A model may have
-    residuals that the checkpoint lacks: they start at zero.
+    become direct ones where the model holds direct (or frozen) coefficients. With ``strict=False`` the
+    checkpoint may lack the model's residuals, which keep their values (zero at the start).
 
     Raises:
         ValueError: For a dense checkpoint, other dictionaries, another number of atoms, residuals of
             another rank, or direct coefficients for a model with an MLP.
     """
     rename_old_keys(state_dict)
-    merge_pruned(state_dict, {f'{prefix}{name}': None for name in model.state_dict()})
+    if any(key.endswith('_orig') for key in state_dict):
+        merge_pruned(state_dict, {f'{prefix}{name}' for name in model.state_dict()})
     own = f'{prefix}blocks.'
     found = read_stack({key: value for key, value in state_dict.items() if key.startswith(own)})
     shared = {n: m for n, m in model.named_modules() if isinstance(m, SharedLinear)}
@@ -60,12 +61,12 @@ def adapt_state_dict(model: nn.Module, state_dict: MutableMapping[str, Any], pre
     _check_frozen(model, state_dict, prefix)
 
 
-def _check_banks(model: nn.Module, found: StackState) -> None:
+def _check_banks(model: Any, found: StackState) -> None:
     """Raise ValueError unless the checkpoint has the model's banks."""
     own = {
-        name.rpartition('.')[2]: module
-        for name, module in model.named_modules()
-        if isinstance(module, AtomBank) and 'atoms' in module._parameters  # else pruned
+        name: bank
+        for name, bank in model.banks.items()
+        if isinstance(bank, AtomBank) and 'atoms' in bank._parameters  # else wrapped or pruned
     }
     if set(found.atoms) != set(own):
         raise ValueError(

@@ -23,7 +23,7 @@ _WEIGHT_SUFFIXES = ('.pth', '.pt', '.tar', '.bin', '.ckpt', '.safetensors')
 
 @dataclass
 class LoadReport:
-    """What became of the tensors of a checkpoint."""
+    """Outcome of loading, by tensor."""
 
     source: str
     matched: list[str] = field(default_factory=list)
@@ -119,7 +119,7 @@ def load_weights(
         state_dict = read_state_dict(source)
     own = model.state_dict()
     rename_old_keys(state_dict)
-    state_dict = _strip_prefix(state_dict, own, prefix)
+    state_dict = strip_prefix(state_dict, own, prefix)
     merge_pruned(state_dict, own)
     if not any(isinstance(module, SharedLinear) for module in model.modules()):
         _refuse_shared(state_dict, source, model)
@@ -215,8 +215,8 @@ def _load(model: nn.Module, state_dict: dict[str, Any], source: str) -> Any:
         ) from None
 
 
-def _strip_prefix(
-    state_dict: dict[str, Any], own: Mapping[str, Any], prefix: str
+def strip_prefix(
+    state_dict: dict[str, Any], own: Mapping[str, Any], prefix: str = ''
 ) -> dict[str, Any]:
     """Keep what lies under `prefix` and, in there, under the prefix that fits most of the model's."""
     if not any(key.startswith(prefix) for key in state_dict):

@@ -12,8 +12,8 @@ In a stack of blocks (``blocks.`` of a vision transformer) a file holds
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping, MutableMapping
-from dataclasses import dataclass, field
+from collections.abc import Collection, Mapping, MutableMapping
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
@@ -62,6 +62,8 @@ class StackState:
     """Projection -> layer -> dense weight (out, in)."""
     residuals: dict[str, dict[int, Residual]] = field(default_factory=dict)
     """Projection -> layer -> U and V."""
+    dense_stacks: list[str] = field(default_factory=list)
+    """Prefixes of all stacks that have dense projections, this one or others."""
 
     @property
     def num_coefficients(self) -> int:
@@ -130,17 +132,27 @@ class StackState:
 def read_stack(state_dict: Mapping[str, torch.Tensor]) -> StackState:
     """Sort the tensors of a state dict by their role; other tensors are ignored.
 
+    Where a stack shares, dense ones beside it (a teacher) are ignored. Several dense stacks alone are
+    not read, but named in `dense_stacks`.
+
     Raises:
-        ValueError: If several stacks of blocks share or have attention projections.
+        ValueError: If several stacks of blocks share.
     """
     parts: dict[str, dict[str, dict[int, torch.Tensor]]] = {'dense': {}, 'up': {}, 'down': {}}
     read = StackState()
-    stacks = set()
-    for key, value in state_dict.items():
-        match = _KEY.fullmatch(key)
-        if not match:
+    matches = {key: match for key in state_dict if (match := _KEY.fullmatch(key))}
+    dense_stacks = {match['stack'] for match in matches.values() if match['linear']}
+    shared_stacks = {match['stack'] for match in matches.values() if not match['linear']}
+    if len(shared_stacks) > 1:
+        raise ValueError(
+            f'several stacks of blocks share weights: {sorted(shared_stacks)}. Only one can be read; of '
+            'a module or state dict that holds several models, give one of them'
+        )
+    stack = next(iter(shared_stacks or (dense_stacks if len(dense_stacks) == 1 else [])), None)
+    for key, match in matches.items():
+        if match['stack'] != stack:
             continue
-        stacks.add(match['stack'])
+        value = state_dict[key]
         layer = int(match['layer'] or 0)
         if match['bank']:
             read.atoms[match['bank']] = value
@@ -154,17 +166,16 @@ def read_stack(state_dict: Mapping[str, torch.Tensor]) -> StackState:
             names = LAYOUT[match['linear']]
             for name, rows in zip(names, value.chunk(len(names)), strict=True):
                 parts['dense'].setdefault(name, {})[layer] = rows
-    if len(stacks) > 1:
-        raise ValueError(
-            f'several stacks of blocks have attention projections: {sorted(stacks)}. Models with '
-            'stages (Swin) cannot be read; of a module that holds several models, give one of them'
-        )
     residuals = {
         name: {layer: (up, parts['down'][name][layer]) for layer, up in of_layer.items()}
         for name, of_layer in parts['up'].items()
     }
-    return StackState(
-        ''.join(stacks), read.atoms, read.coef, read.generator, parts['dense'], residuals
+    return replace(
+        read,
+        stack=stack or '',
+        dense=parts['dense'],
+        residuals=residuals,
+        dense_stacks=sorted(dense_stacks),
     )
 
 
@@ -183,7 +194,7 @@ def rename_old_keys(state_dict: MutableMapping[str, Any]) -> bool:
     return bool(models)
 
 
-def merge_pruned(state_dict: MutableMapping[str, Any], wanted: Mapping[str, Any]) -> None:
+def merge_pruned(state_dict: MutableMapping[str, Any], wanted: Collection[str]) -> None:
     """Multiply out ``<name>_orig`` and ``<name>_mask`` of pruned tensors, in place.
 
     `torch.nn.utils.prune` saves both. They are left where the model is pruned, too.

@@ -26,6 +26,7 @@ from masa_vit.layers import (
     CoefficientSource,
     Dictionary,
     FrozenCoefficients,
+    SharedBlocks,
     SharedLinear,
     assign_coefficients,
     draw_coefficients,
@@ -150,8 +151,8 @@ class MasaVisionTransformer(VisionTransformer):
         assign_coefficients(sources, coefs)
 
     @property
-    def banks(self) -> dict[str, AtomBank]:
-        """Name -> `AtomBank`: the `nn.ModuleDict` ``blocks.attn_banks``."""
+    def banks(self) -> nn.ModuleDict:
+        """Name -> `AtomBank`: ``blocks.attn_banks``."""
         return self.blocks.attn_banks
 
     @property
@@ -178,7 +179,8 @@ class MasaVisionTransformer(VisionTransformer):
     def prune_intermediate_layers(self, *args: Any, **kwargs: Any) -> Any:
         """As timm's; also drop the banks that no remaining block draws on."""
         indices = super().prune_intermediate_layers(*args, **kwargs)
-        self.blocks.drop_unused_banks()
+        if isinstance(self.blocks, SharedBlocks):  # else reparameterized
+            self.blocks.drop_unused_banks()
         return indices
 
     def fix_init_weight(self) -> None:

@@ -15,7 +15,7 @@ import torch
 from masa_vit.cli import main
 from masa_vit.engine import load_config, train
 from masa_vit.engine import test as evaluate
-from masa_vit.engine.fold import fold
+from masa_vit.engine.fold import fold_run
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -41,7 +41,7 @@ def test_train_test_and_fold(
     # scores of a detector that has learnt nothing are equal but for rounding: no thresholds
     metrics = evaluate(det_config, checkpoint, tmp_path / 'a')
     assert metrics['coco/bbox_mAP'] == summary['metrics']['coco/bbox_mAP']['last']
-    folded = fold(det_config, checkpoint, tmp_path / 'folded')
+    folded = fold_run(det_config, checkpoint, tmp_path / 'folded')
     assert not [key for key in weights(folded[1]) if 'banks' in key or 'coef' in key]
     assert 'masa_s4' not in folded[0].read_text()
     assert evaluate(*folded, tmp_path / 'b') == pytest.approx(metrics, abs=1e-4)
@@ -69,7 +69,7 @@ def test_the_folded_detector_predicts_the_same(
         model.rpn_head.rpn_cls.weight.normal_()
     meta = {'dataset_meta': {'classes': ('square', 'disk', 'triangle')}}
     torch.save({'meta': meta, 'state_dict': model.state_dict()}, tmp_path / 'epoch_1.pth')
-    folded = fold(det_config, tmp_path / 'epoch_1.pth', tmp_path)
+    folded = fold_run(det_config, tmp_path / 'epoch_1.pth', tmp_path)
     image = coco_root / 'val2017' / '000000000002.jpg'
     before = predictions(det_config, tmp_path / 'epoch_1.pth', image)
     after = predictions(*folded, image)

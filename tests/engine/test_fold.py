@@ -18,7 +18,7 @@ from masa_vit.engine import load_config
 from masa_vit.engine import test as evaluate
 from masa_vit.engine.build import build_model
 from masa_vit.engine.classify import Predictor
-from masa_vit.engine.fold import dense_config, fold
+from masa_vit.engine.fold import dense_config, fold_run
 
 PIPELINE = [dict(type='Albumentations', transforms=[dict(type='Resize', height=16, width=16)])]
 
@@ -82,26 +82,26 @@ def test_a_classifier(trained: tuple[Path, Path], tmp_path: Path, image_root: Pa
 
 
 def test_nothing_is_overwritten(trained: tuple[Path, Path], tmp_path: Path) -> None:
-    fold(*trained, tmp_path)
+    fold_run(*trained, tmp_path)
     before = (tmp_path / 'mine_folded.pth').stat().st_mtime_ns
     with pytest.raises(FileExistsError, match='--force'):
-        fold(*trained, tmp_path)
+        fold_run(*trained, tmp_path)
     assert (tmp_path / 'mine_folded.pth').stat().st_mtime_ns == before
-    fold(*trained, tmp_path, force=True)
+    fold_run(*trained, tmp_path, force=True)
     assert (tmp_path / 'mine_folded.pth').stat().st_mtime_ns > before
 
 
 def test_a_dense_run_and_a_foreign_checkpoint(trained: tuple[Path, Path], tmp_path: Path) -> None:
-    folded = fold(*trained, tmp_path / 'a')
+    folded = fold_run(*trained, tmp_path / 'a')
     with pytest.raises(ValueError, match='nothing to fold'):
-        fold(*folded, tmp_path / 'b')
+        fold_run(*folded, tmp_path / 'b')
     with pytest.raises(ValueError, match='the checkpoint is dense'):
-        fold(trained[0], folded[1], tmp_path / 'b')
+        fold_run(trained[0], folded[1], tmp_path / 'b')
     cut = torch.load(trained[1])
     del cut['state_dict']['model.head.weight']
     torch.save(cut, tmp_path / 'cut.pth')
     with pytest.raises(ValueError, match=r'(?s)cut\.pth does not fit.*model\.head\.weight'):
-        fold(trained[0], tmp_path / 'cut.pth', tmp_path / 'b')
+        fold_run(trained[0], tmp_path / 'cut.pth', tmp_path / 'b')
     assert not (tmp_path / 'b').exists()
 
 
@@ -120,7 +120,7 @@ def test_a_wrong_result_is_not_written(
 
     monkeypatch.setattr(masa_vit, 'fold', wrong)
     with pytest.raises(ValueError, match='differ by 1'):
-        fold(*trained, tmp_path / 'out')
+        fold_run(*trained, tmp_path / 'out')
     assert not (tmp_path / 'out').exists()
 
 
@@ -172,7 +172,7 @@ def test_a_distilled_compressed_model_folds_to_one_without_teacher_and_folder(
     model = build_model(cfg)
     torch.save({'state_dict': model.state_dict()}, tmp_path / 'epoch_1.pth')
     trained = tmp_path / 'mine.py', tmp_path / 'epoch_1.pth'
-    folded = fold(*trained, tmp_path / 'out')
+    folded = fold_run(*trained, tmp_path / 'out')
     before = evaluate(*trained, tmp_path / 'a')
     images = sorted((image_root / 'val').rglob('*.png'))
     expected = Predictor(*trained, 'cpu')(images)

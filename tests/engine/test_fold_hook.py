@@ -7,7 +7,9 @@ from types import SimpleNamespace
 import torch
 from torch import nn
 
+import masa_vit
 from masa_vit.engine.hooks import FoldHook
+from masa_vit.engine.hooks.parameters import fold_for_inference, partly_frozen
 from masa_vit.layers import SharedLinear
 
 
@@ -35,3 +37,26 @@ def test_a_dense_model_is_left_alone(small):
     assert runner.model is model
     hook.after_test_epoch(runner)
     assert runner.model is model
+
+
+def test_frozen_blocks_whose_weights_move(small):
+    model = small()
+    assert partly_frozen(model) == []
+    for index in (0, 2):
+        model.blocks[index].requires_grad_(False)
+    assert partly_frozen(nn.Sequential(model)) == [0, 2]
+    for block in model.blocks:
+        block.requires_grad_(False)
+    assert partly_frozen(model) == [0, 1, 2, 3]
+    for module in model.blocks.shared.values():
+        module.requires_grad_(False)
+    assert partly_frozen(model) == []
+
+
+def test_subclasses_are_not_folded(small):
+    class Custom(masa_vit.MasaVisionTransformer):
+        pass
+
+    model = small()
+    model.__class__ = Custom
+    assert fold_for_inference(model) is model

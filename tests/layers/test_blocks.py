@@ -12,6 +12,7 @@ from torch import nn
 from masa_vit.layers import (
     AtomBank,
     Dictionary,
+    SharedBlocks,
     SharedLinear,
     bake_coefficients,
     fuse_children,
@@ -110,3 +111,42 @@ def test_bake_keeps_frozen_what_was_frozen():
     model = Model(coefficients='mlp').requires_grad_(False)
     bake_coefficients(model)
     assert not any(param.requires_grad for param in model.parameters())
+
+
+def test_a_copy_of_a_block_is_refused():
+    blocks = Model().layers
+    with pytest.raises(ValueError, match='copy the whole model'):
+        blocks[1] = copy.deepcopy(blocks[1])
+    with pytest.raises(ValueError, match='copy the whole model'):
+        SharedBlocks([copy.deepcopy(block) for block in blocks], blocks.shared)
+    generated = Model(coefficients='mlp').layers
+    with pytest.raises(ValueError, match='copy the whole model'):
+        generated[0] = Model(coefficients='mlp').layers[0]
+    blocks[-1] = blocks[0]
+    assert blocks[3] is blocks[0]
+
+
+def test_parts_are_fused():
+    layer = Model().layers[0].up
+    fused = nn.Sequential(layer)
+    fuse_children(fused)
+    assert type(fused[0]) is nn.Linear
+    blocks = nn.Sequential(*Model().layers)
+    fuse_children(blocks)
+    assert not any('coef' in name for name in blocks.state_dict())
+
+
+def test_bake_of_a_part():
+    model = Model(coefficients='mlp')
+    with pytest.raises(ValueError, match='bake the whole model'):
+        bake_coefficients(model.layers[0])
+
+
+def test_fuse_keeps_frozen_what_was_frozen():
+    model = Model()
+    model.layers.requires_grad_(False)
+    fuse_children(model)
+    assert [n for n, p in model.named_parameters() if p.requires_grad] == [
+        'head.weight',
+        'head.bias',
+    ]

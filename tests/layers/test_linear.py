@@ -122,9 +122,14 @@ def test_replacing_a_bank_or_a_source_takes_effect(x):
     assert torch.equal(blocks[2].qkv.weight[:6], other.banks['q'](other[2].coef.q))
 
 
-def test_parameters_on_the_meta_device_are_an_error(blocks, x):
-    blocks.banks.to('meta')
-    with pytest.raises(RuntimeError, match='on the meta device'):
+@pytest.mark.parametrize('part', ['banks', 'generator', 'coef', 'bias'])
+def test_parameters_on_the_meta_device_are_an_error(x, part):
+    blocks = make(coefficients='mlp' if part == 'generator' else 'direct')
+    if part == 'bias':
+        blocks[0].qkv.bias = nn.Parameter(blocks[0].qkv.bias.to('meta'))
+    else:
+        (blocks[0].coef if part == 'coef' else getattr(blocks, part)).to('meta')
+    with pytest.raises(RuntimeError, match='meta'):
         blocks(x)
 
 

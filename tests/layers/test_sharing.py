@@ -132,6 +132,7 @@ def test_frozen_one_hot_rows_share_whole_matrices():
             {'coefficients': 'frozen', 'dictionaries': GROUPED, 'coef': {'q': torch.ones(4, 2)}},
             r"coef\['q'\] has shape \(4, 2\), expected .* \(4, 1 or 2\)",
         ),
+        ({'dictionaries': {'q_0': ['q']}}, r"'q_0': a name that ends in numbers"),
         (
             {'dictionaries': {'all': ['q', 'up']}},
             r"'q' \(8, 8\) and 'up' \(12, 8\) have unequal shapes",
@@ -216,3 +217,5 @@ def test_attention_and_mlp_share_in_two_calls():
     assert both.attn_banks['o'].atoms.grad is not None
     with pytest.raises(ValueError, match="'mlp' in block 0 has a `coef` already"):
         share_linears(both, {'mlp.q_proj': ['q']}, {'q': ['q']}, 2)
+    with pytest.raises(ValueError, match=r"projections \['o'\] share already"):
+        share_linears(once, {'mlp.down': ['o']}, {'o': ['o']}, 2)

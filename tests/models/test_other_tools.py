@@ -247,3 +247,4 @@ def test_modules_to_save(small, images):
     with torch.no_grad():
         atoms[0].mul_(2)
     assert not torch.equal(tuned(images), before)
+    tuned.load_state_dict(tuned.state_dict())

@@ -45,7 +45,7 @@ def images() -> torch.Tensor:
 
 
 @pytest.mark.parametrize('name', OLD)
-@pytest.mark.parametrize('prefix', ['', 'module.'])
+@pytest.mark.parametrize('prefix', ['', 'module.', 'model.'])
 def test_files_of_version_0_1_load(name, prefix, tmp_path):
     state, output = stored(name)
     model = timm.create_model('vit_tiny_masa_s2', **SIZE, **OLD[name]).eval()
@@ -103,6 +103,29 @@ def test_several_stacks_are_refused():
     }
     with pytest.raises(ValueError, match=r"\['student.blocks.', 'teacher.blocks.'\]"):
         read_stack(both)
+
+
+def test_dense_stacks_beside_one_that_shares_are_ignored():
+    student = timm.create_model('vit_tiny_masa_s2', **SIZE).state_dict()
+    teacher = timm.create_model('vit_tiny_patch16_224', **SIZE).state_dict()
+    both = {f'student.{key}': value for key, value in student.items()}
+    both |= {f'teacher.{key}': value for key, value in teacher.items()}
+    assert read_stack(both).stack == 'student.blocks.'
+    assert not read_stack(both).dense
+    stages = {f'layers.{i}.{key}': value for i in (0, 1) for key, value in teacher.items()}
+    assert analysis.coefficients(stages) == {}
+    with pytest.raises(ValueError, match='several stacks of blocks have attention projections'):
+        analysis.projection_weights(stages)
+
+
+def test_half_precision_files_are_composed_in_float32(tmp_path):
+    model = timm.create_model('vit_tiny_masa_s2', **SIZE).eval()
+    state = {key: v.bfloat16() if v.ndim > 1 else v for key, v in model.state_dict().items()}
+    torch.save(state, tmp_path / 'half.pth')
+    model.load_state_dict(state)
+    expected = masa_vit.fold(model).bfloat16()
+    found = masa_vit.load_folded(tmp_path / 'half.pth', 'vit_tiny_masa_s2', torch.bfloat16, **SIZE)
+    torch.testing.assert_close(found.state_dict(), expected.state_dict(), rtol=0, atol=0)
 
 
 def test_pruned_tensors_are_multiplied_out():

@@ -6,15 +6,13 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 from mmengine.dist import is_main_process
 from mmengine.hooks import Hook
 from mmengine.registry import HOOKS
 from mmengine.visualization import TensorboardVisBackend
-from torch import nn
 
 from masa_vit.analysis.records import FOLDER, AtomRecord
-from masa_vit.engine.hooks.parameters import unwrap
+from masa_vit.engine.hooks.parameters import is_sharded, unwrap
 from masa_vit.plots import plot_coefficients
 
 
@@ -56,7 +54,7 @@ class CoefficientHook(Hook):
 
         if not is_main_process():
             return
-        sharded = _is_sharded(runner.model)
+        sharded = is_sharded(runner.model)
         if sharded:
             runner.logger.info('CoefficientHook: the parameters are sharded; no records of atoms.')
         self._active = not sharded and bool(analysis.coefficients(unwrap(runner.model)))
@@ -101,18 +99,6 @@ def _write_numbers(writer: Any, record: AtomRecord, histograms: bool) -> None:
     if histograms:
         for projection, matrix in record.coef.items():
             writer.add_histogram(f'coefficients/{projection}', matrix, record.epoch)
-
-
-def _is_sharded(model: nn.Module) -> bool:
-    """Whether FSDP (either of the two) has left this rank only a part of the parameters."""
-    if not torch.distributed.is_available():
-        return False
-    from torch.distributed.fsdp import FullyShardedDataParallel
-    from torch.distributed.tensor import DTensor
-
-    return any(isinstance(module, FullyShardedDataParallel) for module in model.modules()) or any(
-        isinstance(parameter, DTensor) for parameter in model.parameters()
-    )
 
 
 def figure_to_image(figure: Any) -> np.ndarray:

@@ -8,14 +8,12 @@ from mmengine.hooks import Hook
 from mmengine.registry import HOOKS
 from torch import nn
 
-import masa_vit
-from masa_vit.engine.hooks.parameters import unwrap
-from masa_vit.layers import SharedLinear
+from masa_vit.engine.hooks.parameters import fold_for_inference
 
 
 @HOOKS.register_module()
 class FoldHook(Hook):
-    """Test the folded model: the same outputs, at the cost of a dense one.
+    """Test the folded model.
 
     The priority is below that of `EMAHook`, which puts the averaged weights in place first.
     """
@@ -27,11 +25,9 @@ class FoldHook(Hook):
 
     def before_test_epoch(self, runner: Any) -> None:
         """Put the folded model in the place of the model."""
-        if any(isinstance(module, SharedLinear) for module in runner.model.modules()):
-            self._model = runner.model
-            runner.model = masa_vit.fold(unwrap(runner.model)).eval()
+        self._model = runner.model
+        runner.model = fold_for_inference(runner.model).eval()
 
     def after_test_epoch(self, runner: Any, metrics: dict[str, float] | None = None) -> None:
         """Restore the model."""
-        if self._model is not None:
-            runner.model, self._model = self._model, None
+        runner.model = self._model

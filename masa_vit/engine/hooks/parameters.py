@@ -4,17 +4,47 @@ from __future__ import annotations
 
 from typing import Any, cast
 
+import torch
 from mmengine.hooks import Hook
 from mmengine.model import is_model_wrapper
 from mmengine.registry import HOOKS
 from torch import nn
 
+import masa_vit
 from masa_vit.layers import SharedBlocks, SharedLinear
+from masa_vit.models import MasaVisionTransformer
 
 
 def unwrap(model: nn.Module) -> nn.Module:
     """The model without mmengine's distributed wrapper."""
     return cast(nn.Module, model.module) if is_model_wrapper(model) else model
+
+
+def is_sharded(model: nn.Module) -> bool:
+    """Whether FSDP (either of the two) has left this rank only a part of the parameters."""
+    if not torch.distributed.is_available():
+        return False
+    from torch.distributed.fsdp import FullyShardedDataParallel
+    from torch.distributed.tensor import DTensor
+
+    return any(isinstance(module, FullyShardedDataParallel) for module in model.modules()) or any(
+        isinstance(parameter, DTensor) for parameter in model.parameters()
+    )
+
+
+def fold_for_inference(model: nn.Module) -> nn.Module:
+    """Return the folded model: the same outputs, at the cost of a dense one.
+
+    A model that cannot be folded (dense, sharded, of a subclass of `MasaVisionTransformer`) is
+    returned as it is.
+    """
+    model = unwrap(model)
+    kinds = {type(module) for module in model.modules()}
+    transformers = {kind for kind in kinds if issubclass(kind, MasaVisionTransformer)}
+    is_plain = transformers <= {MasaVisionTransformer}
+    if SharedLinear not in kinds or not is_plain or is_sharded(model):
+        return model
+    return masa_vit.fold(model)
 
 
 def count_parameters(model: nn.Module) -> dict[str, int]:
@@ -36,20 +66,14 @@ def count_parameters(model: nn.Module) -> dict[str, int]:
 
 
 def partly_frozen(model: nn.Module) -> list[int]:
-    """Return the indices of frozen blocks whose weights are composed from atoms that train."""
+    """Return the indices of frozen blocks whose atoms or coefficient MLP train."""
     return [
         index
         for blocks in model.modules()
         if isinstance(blocks, SharedBlocks)
+        and any(p.requires_grad for part in blocks.shared.values() for p in part.parameters())
         for index, block in enumerate(blocks)
         if not any(param.requires_grad for param in block.parameters())
-        and any(
-            bank.atoms.requires_grad
-            for layer in block.modules()
-            if isinstance(layer, SharedLinear)
-            for bank in layer.banks.values()
-        )
-        and any(param.requires_grad for other in blocks for param in other.parameters())
     ]
 
 
@@ -62,8 +86,8 @@ class ParameterTableHook(Hook):
         if frozen := partly_frozen(runner.model):
             runner.logger.warning(
                 f'Blocks {frozen} are frozen, but their weights change: the atoms train, which all '
-                'blocks share. Freeze the atoms as well to keep these weights '
-                '(model.banks.requires_grad_(False)).'
+                'blocks share. Freeze them as well to keep these weights: for part in '
+                'model.blocks.shared.values(): part.requires_grad_(False).'
             )
         counts = count_parameters(runner.model)
         if not counts.get('dense_attention'):
