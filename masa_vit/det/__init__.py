@@ -19,7 +19,8 @@ with contextlib.redirect_stdout(io.StringIO()), warnings.catch_warnings():
     import mmdet.datasets
     import mmdet.evaluation  # noqa: F401
 
-import masa_vit.config_paths  # noqa: E402, F401  (for `_base_ = 'masa_vit::...'`)
+import masa_vit.config_paths  # noqa: E402  (for `_base_ = 'masa_vit::...'`)
+import masa_vit.safe_loading  # noqa: E402, F401  (mmengine then reads checkpoints as data)
 
 # after the operators, which mmdet's modules look for when they are imported
 from masa_vit.det.attention import WindowedAttention  # noqa: E402

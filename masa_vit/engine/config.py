@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import ast
+import contextlib
 import copy
 import difflib
 import inspect
@@ -205,3 +207,30 @@ def _parameters(class_name: str) -> list[str]:
                 p.name for p in parameters if p.kind in (p.POSITIONAL_OR_KEYWORD, p.KEYWORD_ONLY)
             ]
     return []
+
+
+def read_literals(text: str) -> dict[str, Any]:
+    """Read the top-level variables of a config's text without executing it.
+
+    Returns:
+        Name -> value, of those variables that consist of literals and ``dict(...)``, as mmengine
+        writes a resolved config. Others, and a text that is not Python, are left out.
+    """
+    try:
+        statements = ast.parse(text).body
+    except (SyntaxError, ValueError, RecursionError, MemoryError):
+        return {}
+    found = {}
+    for statement in statements:
+        if isinstance(statement, ast.Assign) and isinstance(statement.targets[0], ast.Name):
+            with contextlib.suppress(ValueError, RecursionError):
+                found[statement.targets[0].id] = _literal(statement.value)
+    return found
+
+
+def _literal(node: ast.AST) -> Any:
+    if isinstance(node, ast.Call) and getattr(node.func, 'id', None) == 'dict' and not node.args:
+        return {str(keyword.arg): _literal(keyword.value) for keyword in node.keywords}
+    if isinstance(node, (ast.List, ast.Tuple)):
+        return [_literal(element) for element in node.elts]
+    return ast.literal_eval(node)

@@ -3,17 +3,15 @@
 from __future__ import annotations
 
 import contextlib
-import logging
 import os
-import pickle
 import tempfile
-import zipfile
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 from mmengine.fileio import LocalBackend, register_backend
-from mmengine.runner import CheckpointLoader
+
+from masa_vit.safe_loading import load_as_data
 
 LAST_CHECKPOINT = 'last_checkpoint'
 SUMMARY = 'summary.json'
@@ -87,7 +85,8 @@ def read_checkpoint(path: str | Path) -> dict[str, Any]:
 
     Raises:
         FileNotFoundError: there is no such file.
-        ValueError: the file is truncated, no checkpoint, or holds no `state_dict`.
+        ValueError: the file is truncated, not a checkpoint, contains objects that may run code, or
+            holds no `state_dict`.
     """
     path = Path(path)
     if not path.is_file():
@@ -95,29 +94,18 @@ def read_checkpoint(path: str | Path) -> dict[str, Any]:
             f'checkpoint {str(path)!r} does not exist{_others(path.parent)}. Give the path of a '
             'file that training wrote (work_dirs/<config>/epoch_<n>.pth).'
         )
-    # torch writes zip files, before 1.6 pickles; told here, for mmengine's loader would first warn
-    # at length that it cannot load the rest of a broken file safely
-    if not zipfile.is_zipfile(path) and path.open('rb').read(2) != b'\x80\x02':
-        raise _unreadable(path, 'no end of file')
     try:
-        checkpoint = CheckpointLoader.load_checkpoint(
-            str(path), map_location='cpu', logger=logging.getLogger(__name__)
-        )
-    except (RuntimeError, EOFError, OSError, pickle.UnpicklingError, KeyError, ValueError) as error:
-        raise _unreadable(path, _first_line(error)) from error
+        checkpoint = load_as_data(path)
+    except ValueError as error:
+        raise ValueError(
+            f'{error}. Use another checkpoint{_others(path.parent, but=path)}.'
+        ) from None
     if not isinstance(checkpoint, dict) or 'state_dict' not in checkpoint:
         raise ValueError(
             f'checkpoint {str(path)!r} holds no `state_dict`; expected a file that training wrote. '
             'Plain weights go into a model through `init_from` in its config.'
         )
     return checkpoint
-
-
-def _unreadable(path: Path, why: str) -> ValueError:
-    return ValueError(
-        f'checkpoint {str(path)!r} ({path.stat().st_size:,} bytes) cannot be read: it is truncated '
-        f'or no PyTorch file ({why}). Use another checkpoint{_others(path.parent, but=path)}.'
-    )
 
 
 def find_last_checkpoint(work_dir: str | Path) -> Path:
@@ -167,7 +155,3 @@ def check_work_dir_free(work_dir: str | Path) -> None:
 def _others(folder: Path, but: Path | None = None) -> str:
     names = sorted(path.name for path in folder.glob('*.pth') if path != but)
     return f' (in this folder: {", ".join(names[:6])})' if names else ''
-
-
-def _first_line(error: BaseException) -> str:
-    return next(iter(str(error).splitlines()), type(error).__name__)[:160]

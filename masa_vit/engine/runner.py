@@ -135,12 +135,14 @@ class Runner(_Runner):
             ValueError: a strictly loaded checkpoint does not fit the model.
         """
         try:
-            return super().load_checkpoint(
+            checkpoint = super().load_checkpoint(
                 filename,
                 'cpu',
                 strict=strict or self.strict or self._resume,
                 revise_keys=revise_keys or [(r'^module.', '')],
             )
+            checkpoint.get('meta', {}).pop('config', None)  # mmengine's resume would execute it
+            return checkpoint
         except RuntimeError as error:
             lines = str(error).splitlines()
             raise ValueError(

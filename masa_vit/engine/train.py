@@ -16,7 +16,7 @@ from mmengine.config import Config
 from mmengine.device import get_device
 
 from masa_vit.engine.arguments import CONFIG, add_launcher, add_training
-from masa_vit.engine.config import explain_build_error, load_config
+from masa_vit.engine.config import explain_build_error, load_config, read_literals
 from masa_vit.engine.files import (
     SUMMARY,
     check_work_dir_free,
@@ -137,16 +137,16 @@ def _set_resume(cfg: Config, resume: str | Path | None, seed: int | None) -> Non
     if run_seed is not None:
         cfg.randomness = dict(cfg.get('randomness') or {}, seed=run_seed)
     if 'cfg' in meta:
-        _check_same_length(cfg, Config.fromstring(meta['cfg'], file_format='.py'), path)
+        _check_same_length(cfg, read_literals(meta['cfg']), path)
     cfg.resume, cfg.load_from = True, str(path)
 
 
-def _check_same_length(cfg: Config, old: Config, path: Path) -> None:
+def _check_same_length(cfg: Config, old: dict[str, Any], path: Path) -> None:
     """Refuse to resume what is another run: the schedulers' ends lie in the checkpoint."""
     for key in ('train_cfg.max_epochs', 'train_cfg.max_iters', 'train_dataloader.batch_size'):
         section, name = key.split('.')
         new, was = (config.get(section, {}).get(name) for config in (cfg, old))
-        if new != was:
+        if section in old and new != was:
             raise ValueError(
                 f'{key} is {new}, but {was} in the run of {str(path)!r}: its learning rates are '
                 f'planned for that. Resume with {key}={was}, or start a new run from its weights '
