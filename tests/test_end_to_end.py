@@ -72,6 +72,7 @@ def test_inspect_finds_the_config_and_the_history_of_the_run(run, image):
     report = json.loads((out / 'report.json').read_text())
     (model,) = report['models'].values()
     assert model['num_heads'] == 4
+    assert model['projections']['q']['shares'], 'the shared model, not the folded one'
     assert 'class_attention' in model['images']  # prepared as in the validation of the run
     assert report['history']['epochs'] == [0, 1]
     assert {'report.html', 'history.gif', 'attention.png'} <= {path.name for path in out.iterdir()}

@@ -35,6 +35,7 @@ class Predictor:
         checkpoint: `.pth` of the run, or `.safetensors` of the timm model.
         device: default: a GPU if there is one.
         cfg_options: overrides by dotted key.
+        fold: run the folded model: the same outputs, at the cost of a dense one.
 
     Raises:
         FileNotFoundError: config or checkpoint are missing.
@@ -48,6 +49,7 @@ class Predictor:
         checkpoint: str | Path,
         device: str | torch.device | None = None,
         cfg_options: dict | None = None,
+        fold: bool = True,
     ):
         cfg = load_config(config, cfg_options)
         loader = cfg.get('test_dataloader') or cfg.get('val_dataloader')
@@ -59,7 +61,7 @@ class Predictor:
         if not hasattr(model, 'num_classes'):
             raise ValueError(f'the config builds a {type(model).__name__}, expected a classifier')
         load_exactly(model.model, checkpoint)
-        self.model: Any = fold_for_inference(model).to(self.device)
+        self.model: Any = (fold_for_inference(model) if fold else model).to(self.device)
         self.classes = _class_names(checkpoint, loader.dataset, model.num_classes)
 
     def __call__(

@@ -19,5 +19,5 @@ def load_run(config: str, checkpoint: str) -> Run:
         raise ValueError(
             f'{config!r} is of a {cfg.model.get("type")}, and --images needs a classifier'
         )
-    predictor = Predictor(cfg, checkpoint, device='cpu')
+    predictor = Predictor(cfg, checkpoint, device='cpu', fold=False)
     return Run(predictor.model.model, predictor.prepare)
