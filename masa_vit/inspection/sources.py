@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import ast
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -117,19 +117,56 @@ _PLAIN = (
     ast.Tuple, ast.Set, ast.UnaryOp, ast.USub,
 )  # fmt: skip
 
+_IMPORTS = ('masa_vit.cls', 'masa_vit.det', 'masa_vit.engine')
+_SCOPES = ('mmengine', 'mmdet')
+
 
 def _is_plain(config: Path) -> bool:
-    """Whether a config does nothing but give names to literals, as mmengine writes it."""
+    """Whether a config only assigns literals, as mmengine writes it, and imports nothing else.
+
+    mmengine imports the modules of `custom_imports`, of a `type` with dots and of a scope, reads
+    `_base_` files, and replaces ``{{...}}`` by environment variables before it parses.
+    """
     try:
-        module = ast.parse(config.read_text(encoding='utf-8'))
-    except (SyntaxError, ValueError):
+        text = config.read_text(encoding='utf-8')
+        module = ast.parse(text)
+    except (SyntaxError, ValueError, RecursionError):
         return False
-    return all(
+    plain = all(
         isinstance(node, _PLAIN)
         or (isinstance(node, ast.Call) and getattr(node.func, 'id', None) in ('dict', 'set'))
         for statement in module.body
         for node in ast.walk(statement)
     )
+    return plain and '{{' not in text and all(map(_imports_nothing, _items(module)))
+
+
+def _items(module: ast.Module) -> Iterator[tuple[object, ast.AST]]:
+    """Yield the variables and the items of all dicts: name and value."""
+    for node in ast.walk(module):
+        if isinstance(node, ast.Assign):
+            yield from ((getattr(target, 'id', ''), node.value) for target in node.targets)
+        elif isinstance(node, ast.keyword):
+            yield node.arg, node.value
+        elif isinstance(node, ast.Dict):
+            yield from (
+                (getattr(key, 'value', None), value)
+                for key, value in zip(node.keys, node.values, strict=True)
+            )
+
+
+def _imports_nothing(item: tuple[object, ast.AST]) -> bool:
+    """Whether mmengine imports and reads no file for a variable or item of a config."""
+    name, node = item
+    constant = getattr(node, 'value', None) if isinstance(node, ast.Constant) else None
+    if name == 'type':
+        return isinstance(constant, str) and '.' not in constant and '::' not in constant
+    if name in ('default_scope', '_scope_'):
+        return constant in _SCOPES or constant is None
+    if name == 'imports':
+        values = [getattr(element, 'value', None) for element in getattr(node, 'elts', [])]
+        return isinstance(node, (ast.List, ast.Tuple)) and all(v in _IMPORTS for v in values)
+    return name != '_base_'
 
 
 def _last_checkpoint(work_dir: Path) -> Path:
