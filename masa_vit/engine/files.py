@@ -109,7 +109,7 @@ def read_checkpoint(path: str | Path) -> dict[str, Any]:
 
 
 def find_last_checkpoint(work_dir: str | Path) -> Path:
-    """The checkpoint that a work dir's `last_checkpoint` names, also after the folder moved.
+    """The checkpoint that a work dir's `last_checkpoint` names, also in a moved or copied folder.
 
     Raises:
         FileNotFoundError: the work dir has none.
@@ -118,7 +118,8 @@ def find_last_checkpoint(work_dir: str | Path) -> Path:
     pointer = work_dir / LAST_CHECKPOINT
     if pointer.is_file():
         named = Path(pointer.read_text(encoding='utf-8').strip())
-        for path in (named, work_dir / named.name):
+        # a copied folder has its own files, also while the original exists
+        for path in (work_dir / named.name, named):
             if path.is_file():
                 return path
         raise FileNotFoundError(

@@ -81,6 +81,14 @@ def test_find_last_checkpoint(tmp_path):
     assert files.find_last_checkpoint(tmp_path) == tmp_path / 'epoch_2.pth'
 
 
+def test_a_copied_work_dir_has_its_own_checkpoint(tmp_path):
+    for name in ('original', 'copy'):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / 'epoch_2.pth').touch()
+    (tmp_path / 'copy' / 'last_checkpoint').write_text(str(tmp_path / 'original' / 'epoch_2.pth'))
+    assert files.find_last_checkpoint(tmp_path / 'copy') == tmp_path / 'copy' / 'epoch_2.pth'
+
+
 @pytest.mark.parametrize('name', ['last_checkpoint', 'summary.json', 'epoch_3.pth'])
 def test_work_dir_with_another_run(tmp_path, name):
     files.check_work_dir_free(tmp_path / 'not there yet')
