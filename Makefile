@@ -3,7 +3,7 @@
 # make lint   set everything up, check style and types
 # make det    set everything up, with MMDetection
 #
-# make test-slow     the slow tests: long trainings, processes of their own, a browser
+# make test-slow     the slow tests: long trainings, several processes, a browser
 # make test-all      the fast tests, then the slow ones
 # make test-kernels  the numerical tests again, with the kernels of an older CPU
 #

@@ -23,14 +23,14 @@ _core: Any = getattr(np, '_core', None) or np.core
 
 
 def _history_method(owner: Any, name: str) -> Any:
-    """Stand in for `getattr`, by which a `HistoryBuffer` stores its statistics."""
+    """Replace `getattr`, with which a `HistoryBuffer` stores its statistics."""
     if owner is not HistoryBuffer or name not in ('mean', 'min', 'max', 'current'):
         raise pickle.UnpicklingError(f'Unsupported global getattr({owner}, {name!r})')
     return getattr(HistoryBuffer, name)
 
 
 def _scalar(dtype: np.dtype, data: bytes) -> Any:
-    """Stand in for NumPy's `scalar`, which unpickles the data of objects."""
+    """Replace NumPy's `scalar`, which unpickles the data of objects."""
     if dtype.hasobject:
         raise pickle.UnpicklingError('Unsupported global numpy.scalar of objects')
     return np.frombuffer(data, dtype)[0]

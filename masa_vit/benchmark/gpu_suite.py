@@ -1,4 +1,4 @@
-"""ViT-S, ViT-B and ViT-L against their dense twins on a GPU: `masa-vit benchmark --suite gpu`."""
+"""ViT-S, ViT-B and ViT-L against their dense baselines on a GPU: `masa-vit benchmark --suite gpu`."""
 
 from __future__ import annotations
 
@@ -146,10 +146,10 @@ def _training(case: Case, pair_seconds: float) -> Iterator[Measurement]:
 
 def _evaluation(case: Case, pair_seconds: float) -> Iterator[Measurement]:
     how = (torch.device(case.spec.device), DTYPE, case.compiled)
-    subject, twin = _build(case, False), _build(case, True)
-    against = steps.evaluation(twin, twin.model, *how)
+    subject, dense = _build(case, False), _build(case, True)
+    against = steps.evaluation(dense, dense.model, *how)
     yield from _time(steps.evaluation(subject, subject.model, *how), against, pair_seconds)
-    if not case.compiled:  # compiled, the folded model has the graph of its twin
+    if not case.compiled:  # compiled, the folded model has the graph of the dense one
         folded = steps.evaluation(subject, fold(subject.model), *how)
         for row in _time(folded, against, pair_seconds):
             yield replace(row, what='evaluation after fold')

@@ -148,7 +148,7 @@ def _load(model: nn.Module, state_dict: dict[str, Any], source: str) -> None:
 
 
 @torch.no_grad()
-def _difference(model: nn.Module, twin: nn.Module) -> float:
+def _difference(model: nn.Module, dense: nn.Module) -> float:
     """Largest difference of outputs for noise, of every module that holds a shared transformer."""
     differences = []
     for name, owner in model.named_modules():
@@ -158,7 +158,7 @@ def _difference(model: nn.Module, twin: nn.Module) -> float:
                 images = torch.randn(2, embed.proj.in_channels, *embed.img_size)
                 expected = _outputs(owner, images)
                 differences.append(
-                    output_difference(_outputs(twin.get_submodule(name), images), expected)
+                    output_difference(_outputs(dense.get_submodule(name), images), expected)
                 )
     return max(differences)
 

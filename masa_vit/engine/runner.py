@@ -141,7 +141,8 @@ class Runner(_Runner):
                 strict=strict or self.strict or self._resume,
                 revise_keys=revise_keys or [(r'^module.', '')],
             )
-            checkpoint.get('meta', {}).pop('config', None)  # mmengine's resume would execute it
+            if isinstance(checkpoint.get('meta'), dict):
+                checkpoint['meta'].pop('config', None)  # mmengine's resume would execute it
             return checkpoint
         except RuntimeError as error:
             lines = str(error).splitlines()

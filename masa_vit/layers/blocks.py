@@ -77,7 +77,9 @@ class SharedBlocks(nn.Module):
         """Raise ValueError if a block uses modules that this container does not own."""
         own = {id(module) for module in self.shared.values()}
         for module in block.modules():
-            if isinstance(module, (SharedLinear, MlpCoefficients)) and id(module.source) not in own:
+            if not isinstance(module, (SharedLinear, MlpCoefficients)):
+                continue
+            if id(module._references[0]) not in own:  # banks or generator
                 raise ValueError(
                     f'a {type(module).__name__} of the block uses atoms or an MLP that are not in '
                     'these blocks (a deep copy of a block has copies of them): copy the whole model'

@@ -34,7 +34,7 @@ def projection_shapes(
                 raise ValueError(
                     f'block {index} ({type(block).__name__}) has no {path!r}: {error}'
                 ) from None
-            # a subclass with a forward pass of its own (LoRA, quantized weights) would lose it
+            # a subclass with another forward pass (LoRA, quantized weights) would lose it
             if not isinstance(linear, nn.Linear) or type(linear).forward is not nn.Linear.forward:
                 raise ValueError(
                     f'block {index}: {path!r} is a {type(linear).__name__}, expected a plain Linear '
@@ -57,7 +57,7 @@ def projection_shapes(
 
 def _check_names(blocks: Sequence[nn.Module], layout: Mapping[str, Names]) -> None:
     if not len(blocks):
-        raise ValueError('there are no blocks whose linear layers could share weights')
+        raise ValueError('blocks is empty: expected at least one block')
     known = [name for names in layout.values() for name in names]
     if not known or not all(map(len, layout.values())) or len(set(known)) < len(known):
         raise ValueError(

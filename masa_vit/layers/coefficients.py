@@ -193,9 +193,6 @@ class MlpCoefficients(CoefficientSource):
         """The MLP that all blocks share."""
         return self._references[0]
 
-    source = generator
-    """The shared module that this module uses."""
-
     def reset_parameters(self) -> None:
         """Draw the embedding from a standard normal distribution (ours)."""
         nn.init.normal_(self.embedding)

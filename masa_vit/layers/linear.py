@@ -91,11 +91,6 @@ class SharedLinear(nn.Module):
             nn.init.zeros_(self.get_parameter(f'up_{name}'))
 
     @property
-    def source(self) -> nn.ModuleDict:
-        """The shared module that this layer uses: name of a bank -> bank."""
-        return self._references[0]
-
-    @property
     def banks(self) -> dict[str, AtomBank]:
         """Projection -> the bank that it draws on."""
         return {

@@ -144,7 +144,7 @@ def test_linear_maps_that_would_lose_something():
         compress_linears(parametrized, GROUPED, 2)
     with pytest.raises(ValueError, match='share all linear layers of a module in one call'):
         compress_linears(shared, {'proj': 'o'}, 2)
-    with pytest.raises(ValueError, match='there are no blocks'):
+    with pytest.raises(ValueError, match='blocks is empty'):
         compress_linears([], GROUPED, 2)
     assert shared[3].coef is coefs
     assert type(lora[0].qkv) is type(parametrized[0].qkv) is type(shared[0].proj) is nn.Linear

@@ -24,7 +24,7 @@ class FoldHook(Hook):
         self._model: nn.Module | None = None
 
     def before_test_epoch(self, runner: Any) -> None:
-        """Put the folded model in the place of the model."""
+        """Replace the model by the folded one."""
         self._model = runner.model
         runner.model = fold_for_inference(runner.model).eval()
 
