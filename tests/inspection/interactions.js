@@ -1,16 +1,18 @@
-// What a reader does with the page, and what is then seen: JSON in an element `results`.
+// Does what a reader does with the page, and returns what is then seen.
 
 const results = {};
 const pause = (ms) => new Promise((resolve) => setTimeout(resolve, ms));
+
+/** Wait until `condition` holds; the test's time limit ends it. */
+async function until(condition) {
+  while (!condition()) await new Promise(requestAnimationFrame);
+}
 
 /** The plotly figure of that name, scrolled to and drawn. */
 async function figure(id) {
   const div = document.getElementById(id);
   div.scrollIntoView();
-  // what comes into view is told after a frame: frames count, for time is not real here
-  for (let frames = 0; frames < 1000 && (!div.data || stale.has(id)); frames += 1) {
-    await new Promise(requestAnimationFrame);
-  }
+  await until(() => div.data && !stale.has(id)); // drawn a frame after it comes into view
   return div;
 }
 
@@ -94,7 +96,7 @@ async function explore() {
   };
   document.getElementById('play').click();
   results.playing = document.getElementById('play').getAttribute('aria-pressed');
-  await pause(3000);
+  await until(() => document.getElementById('play').getAttribute('aria-pressed') === 'false');
   results.played = {
     pressed: document.getElementById('play').getAttribute('aria-pressed'),
     shown: document.getElementById('epoch-shown').textContent,
@@ -115,9 +117,4 @@ async function explore() {
   results.download = JSON.parse(await blob.text());
 }
 
-explore().catch((error) => errors.push(String(error.stack))).then(() => {
-  results.errors = errors;
-  const pre = document.body.appendChild(document.createElement('pre'));
-  pre.id = 'results';
-  pre.textContent = JSON.stringify(results);
-});
+return explore().then(() => ({ ...results, errors }));

@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import html
 import json
 import math
 import re
 import shutil
-import subprocess
 import sys
 from html.parser import HTMLParser
 from pathlib import Path
@@ -16,6 +14,7 @@ import pytest
 import torch
 from plotly.offline import get_plotlyjs
 from scipy.cluster.hierarchy import leaves_list
+from selenium import webdriver
 
 from masa_vit.analysis import compare, summarize
 from masa_vit.analysis.weights import ProjectionWeights
@@ -141,24 +140,21 @@ def test_numbers_that_json_has_not_are_refused(tmp_path):
 
 
 def visit(page: str, script: str, folder: Path) -> dict:
-    """Open a page in a browser 700 pixels wide, and return what a script leaves as `results`."""
-    names = ('chromium', 'chromium-browser', 'google-chrome')
-    browser = next(filter(None, map(shutil.which, names)), None)
-    if browser is None:
-        pytest.skip('needs chromium')
+    """Open a page in a browser 700 pixels wide, and return the result of a script on it."""
+    browser = next(filter(None, map(shutil.which, ('chromium', 'google-chrome'))), None)
+    driver = shutil.which('chromedriver')
+    if browser is None or driver is None:
+        pytest.skip('needs chromium and chromedriver')
     page = page.replace('<title>', f'{CATCH}<title>', 1)
-    page = page.replace('</body>', f'<script>{script}</script></body>')
     (folder / 'page.html').write_text(page, encoding='utf-8')
-    flags = (
-        'headless no-sandbox disable-gpu disable-quic no-first-run disable-background-networking '
-        'disable-component-update disable-sync virtual-time-budget=120000 window-size=700,900 dump-dom'
-    )
-    command = [browser, *(f'--{flag}' for flag in flags.split())]
-    command += [f'--user-data-dir={folder / "profile"}', (folder / 'page.html').as_uri()]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=120)
-    found = re.search(r'<pre id="results">(.*?)</pre>', done.stdout, re.DOTALL)
-    assert found, f'the page did not finish:\n{done.stderr[-2000:]}'
-    return json.loads(html.unescape(found[1]))
+    options = webdriver.ChromeOptions()
+    options.binary_location = browser
+    for flag in ('headless', 'no-sandbox', 'disable-gpu', 'window-size=700,900'):
+        options.add_argument(f'--{flag}')
+    with webdriver.Chrome(options, webdriver.ChromeService(driver)) as window:
+        window.set_script_timeout(120)
+        window.get((folder / 'page.html').as_uri())
+        return window.execute_script(script)
 
 
 @pytest.fixture(scope='module')
@@ -199,11 +195,9 @@ def test_run_without_a_model_has_its_history(report, tmp_path):
     page = (tmp_path / 'report.html').read_text(encoding='utf-8')
     script = """
         const shown = [...document.querySelectorAll('main section:not([hidden])')];
-        const pre = document.body.appendChild(document.createElement('pre'));
-        pre.id = 'results';
         dispatchEvent(new Event('beforeprint'));
         const z = byId('plot-history').data[0].z;
-        pre.textContent = JSON.stringify({ errors, sections: shown.map((each) => each.id), z });
+        return { errors, sections: shown.map((each) => each.id), z };
     """
     recorded = report.to_dict()['history']['projections']['q']['coefficients']
     seen = visit(page, script, tmp_path)
