@@ -14,14 +14,10 @@ from mmengine.config import Config
 
 from masa_vit.engine.arguments import add_training
 from masa_vit.engine.config import load_config
-from masa_vit.engine.files import (
-    LAST_CHECKPOINT,
-    SUMMARY,
-    check_work_dir_free,
-    read_checkpoint,
-    write_atomically,
-)
+from masa_vit.engine.files import SUMMARY, read_checkpoint, write_atomically
+from masa_vit.engine.stopping import exit_code_when_stopped
 from masa_vit.engine.train import train
+from masa_vit.engine.work_dir import check_free
 from masa_vit.plots import plot_coefficients, plot_curves
 
 CAVEAT = 'One run each, one seed: a {} ranks nothing; run several seeds.'
@@ -68,7 +64,7 @@ def compare(
     for folder, config in folders.items():  # before hours are spent
         cfg = load_config(config, train_options.get('cfg_options'))
         if not resume:
-            check_work_dir_free(folder)
+            check_free(folder)
         elif summary := _summary_of(folder):
             _check_same_recipe(cfg, summary, folder)
 
@@ -77,8 +73,7 @@ def compare(
         print(f'--- {number}/{len(folders)}: {config}', flush=True)
         summary = _summary_of(folder) if resume else None
         if summary is None or not summary['finished']:
-            started = resume and (folder / LAST_CHECKPOINT).exists()
-            summary = train(config, folder, resume='auto' if started else None, **train_options)
+            summary = train(config, folder, resume='auto' if resume else None, **train_options)
         rows.append(_row(folder, str(config), summary, metric))
         histories[folder.name] = summary['history']
 
@@ -226,6 +221,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add_training(parser)
 
 
+@exit_code_when_stopped
 def run(args: argparse.Namespace) -> int:
     """Run `masa-vit compare`."""
     compare(

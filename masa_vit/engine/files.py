@@ -1,9 +1,11 @@
-"""Files of a run: atomic writes, checkpoints that can be read, work dirs that are free."""
+"""Files of a run: atomic writes, and checkpoints that can be read."""
 
 from __future__ import annotations
 
 import contextlib
+import errno
 import os
+import shutil
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
@@ -24,12 +26,18 @@ def write_atomically(path: str | Path, data: bytes | str) -> None:
     Args:
         path: target; its folder is made when it does not exist.
         data: the whole content; text is encoded as UTF-8.
+
+    Raises:
+        OSError: also if the disk is full; the old file then is unchanged.
     """
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     content = data.encode() if isinstance(data, str) else data
-    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f'.{path.name}.', suffix='.tmp')
+    temporary = None
     try:
+        handle, temporary = tempfile.mkstemp(
+            dir=path.parent, prefix=f'.{path.name}.', suffix='.tmp'
+        )
         with os.fdopen(handle, 'wb') as file:
             file.write(content)
             file.flush()
@@ -38,9 +46,16 @@ def write_atomically(path: str | Path, data: bytes | str) -> None:
         os.umask(umask)
         os.chmod(temporary, 0o666 & ~umask)  # mkstemp makes files for the owner only
         os.replace(temporary, path)
-    except BaseException:
-        with contextlib.suppress(FileNotFoundError):
-            os.unlink(temporary)
+    except BaseException as error:
+        if temporary is not None:
+            with contextlib.suppress(FileNotFoundError):
+                os.unlink(temporary)
+        if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
+            free = shutil.disk_usage(path.parent).free
+            raise OSError(
+                f'cannot write {str(path)!r} ({len(content):,} bytes, {free:,} bytes free): '
+                f'{error.strerror}. Files written before are unchanged: make room, then go on.'
+            ) from error
         raise
 
 
@@ -91,14 +106,14 @@ def read_checkpoint(path: str | Path) -> dict[str, Any]:
     path = Path(path)
     if not path.is_file():
         raise FileNotFoundError(
-            f'checkpoint {str(path)!r} does not exist{_others(path.parent)}. Give the path of a '
+            f'checkpoint {str(path)!r} does not exist{others_beside(path.parent)}. Give the path of a '
             'file that training wrote (work_dirs/<config>/epoch_<n>.pth).'
         )
     try:
         checkpoint = load_as_data(path)
     except ValueError as error:
         raise ValueError(
-            f'{error}. Use another checkpoint{_others(path.parent, but=path)}.'
+            f'{error}. Use another checkpoint{others_beside(path.parent, but=path)}.'
         ) from None
     if not isinstance(checkpoint, dict) or 'state_dict' not in checkpoint:
         raise ValueError(
@@ -108,51 +123,7 @@ def read_checkpoint(path: str | Path) -> dict[str, Any]:
     return checkpoint
 
 
-def find_last_checkpoint(work_dir: str | Path) -> Path:
-    """The checkpoint that a work dir's `last_checkpoint` names, also in a moved or copied folder.
-
-    Raises:
-        FileNotFoundError: the work dir has none.
-    """
-    work_dir = Path(work_dir)
-    pointer = work_dir / LAST_CHECKPOINT
-    if pointer.is_file():
-        named = Path(pointer.read_text(encoding='utf-8').strip())
-        # a copied folder has its own files, also while the original exists
-        for path in (work_dir / named.name, named):
-            if path.is_file():
-                return path
-        raise FileNotFoundError(
-            f'{str(pointer)!r} names {str(named)!r}, which does not exist{_others(work_dir)}. '
-            'Resume from one of the files that exist: --resume PATH.'
-        )
-    raise FileNotFoundError(
-        f'nothing to resume: work dir {str(work_dir)!r} has no checkpoint{_others(work_dir)}. '
-        'Start without --resume, or give the right --work-dir or --resume PATH.'
-    )
-
-
-def check_work_dir_free(work_dir: str | Path) -> None:
-    """Refuse a work dir that holds another run: its checkpoints or its summary.
-
-    Logs and the dumped config of a run that ended before its first checkpoint do not count.
-
-    Raises:
-        ValueError: names what was found and the ways out.
-    """
-    work_dir = Path(work_dir)
-    if work_dir.exists() and not work_dir.is_dir():
-        raise ValueError(f'work dir {str(work_dir)!r} is a file; give a folder as --work-dir.')
-    found = [name for name in (LAST_CHECKPOINT, SUMMARY) if (work_dir / name).exists()]
-    found += sorted(path.name for path in work_dir.glob('*.pth'))
-    if found:
-        raise ValueError(
-            f'work dir {str(work_dir)!r} holds another run ({", ".join(found[:4])}'
-            f'{", ..." if len(found) > 4 else ""}); nothing was changed. Continue that run with '
-            '--resume, choose another --work-dir, or remove the folder.'
-        )
-
-
-def _others(folder: Path, but: Path | None = None) -> str:
+def others_beside(folder: Path, but: Path | None = None) -> str:
+    """The other checkpoints of a folder, in brackets, for the end of a message."""
     names = sorted(path.name for path in folder.glob('*.pth') if path != but)
     return f' (in this folder: {", ".join(names[:6])})' if names else ''

@@ -9,12 +9,17 @@ from typing import Any, ClassVar
 import torch
 from mmengine.dist import get_rank
 from mmengine.logging import MMLogger
+from mmengine.runner import BaseLoop, EpochBasedTrainLoop
 from mmengine.runner import Runner as _Runner
 from torch import nn
 from torch.utils.data import DataLoader
 
-from masa_vit.engine.hooks.seed import EpochSeedHook
-from masa_vit.engine.seeding import SeededDataset
+from masa_vit.engine.hooks.finite import FiniteHook
+from masa_vit.engine.hooks.seed import SeedHook
+from masa_vit.engine.hooks.stop import StopHook
+from masa_vit.engine.loop import TrainLoop
+from masa_vit.engine.seeding import init_worker, number_batches
+from masa_vit.engine.stopping import StopRequest
 
 # What mmengine tells the console on every start, and what a reader finds in the log file.
 _FILE_ONLY = (
@@ -37,6 +42,8 @@ _FILE_ONLY = (
     'segm_mAP_copypaste:',
 )
 
+_BY_EPOCH = ('EpochBasedTrainLoop', 'mmengine.EpochBasedTrainLoop', EpochBasedTrainLoop)
+
 
 def _for_console(record: logging.LogRecord) -> bool:
     message = record.getMessage()
@@ -47,13 +54,17 @@ def _for_console(record: logging.LogRecord) -> bool:
 class Runner(_Runner):
     """A Runner for any task; what differs from mmengine's:
 
-    - epochs are seeded by their number (`masa_vit.engine.seeding`), so a resumed run repeats;
+    - samples and iterations are seeded by their number (`masa_vit.engine.seeding`), so a resumed run
+      repeats;
+    - SIGTERM and SIGINT end a training after its step, saved (`StopHook`);
+    - a loss or gradient that is not finite ends it before the weights change (`FiniteHook`);
     - environment, config and hooks go to the log file only, not to the console;
     - a resumed or tested checkpoint must fit the model exactly (`load_from` alone may fit partly).
     """
 
     strict = False  # set by `test`: the checkpoint must fit
 
+    _train_dataloader: Any
     _timestamp: str
     _timestamps: ClassVar[set[str]] = set()
 
@@ -84,10 +95,16 @@ class Runner(_Runner):
             visualizer = {**visualizer, 'name': self.experiment_name}
         return super().build_visualizer(visualizer)
 
-    def register_default_hooks(self, hooks: dict[str, Any] | None = None) -> None:
-        """mmengine's default hooks and the one that seeds the epochs."""
-        super().register_default_hooks(hooks)
-        self.register_hook(EpochSeedHook())
+    def register_hooks(
+        self,
+        default_hooks: dict[str, Any] | None = None,
+        custom_hooks: list[Any] | None = None,
+    ) -> None:
+        """mmengine's hooks, the config's, and those that every run has, unless the config has them."""
+        super().register_hooks(default_hooks, custom_hooks)
+        for kind in (SeedHook, FiniteHook, StopHook):
+            if not any(isinstance(hook, kind) for hook in self.hooks):
+                self.register_hook(kind())
 
     def _init_model_weights(self) -> None:
         """As mmengine's, unless a checkpoint is about to replace all weights."""
@@ -95,13 +112,28 @@ class Runner(_Runner):
             super()._init_model_weights()
 
     def train(self) -> nn.Module:
-        """As mmengine's; hooks with a `close` are closed also after an error."""
+        """As mmengine's, until it is asked to stop; hooks with a `close` are closed also after errors.
+
+        Raises:
+            TrainingStoppedError: SIGTERM or SIGINT has ended it.
+        """
+        self.stop_request = StopRequest()
         try:
-            return super().train()
+            with self.stop_request.listening():
+                return super().train()
         finally:
             for hook in self.hooks:
                 if hasattr(hook, 'close'):
                     hook.close()
+
+    def build_train_loop(self, loop: BaseLoop | dict[str, Any]) -> BaseLoop:
+        """As mmengine's, with numbered batches; by epochs a `TrainLoop`."""
+        if isinstance(loop, dict) and isinstance(self._train_dataloader, dict):
+            self._train_dataloader = number_batches(self._train_dataloader, self.seed, get_rank())
+            if loop.get('by_epoch') or loop.get('type') in _BY_EPOCH:
+                loop = {key: value for key, value in loop.items() if key != 'by_epoch'}
+                loop['type'] = TrainLoop
+        return super().build_train_loop(loop)
 
     @staticmethod
     def build_dataloader(
@@ -109,14 +141,18 @@ class Runner(_Runner):
         seed: int | None = None,
         diff_rank_seed: bool = False,
     ) -> DataLoader:
-        """As mmengine's, with the dataset of loaders that have workers in a `SeededDataset`."""
+        """As mmengine's, with workers that leave stopping to the main process."""
         if seed is not None and isinstance(dataloader, dict):
             # a generator of its own: starting a loader must not draw from the global one
             dataloader = {'generator': torch.Generator().manual_seed(seed), **dataloader}
-            if dataloader.get('num_workers', 0):
-                # as a config, for mmengine copies deeply what it is given, shared memory and all
-                dataset = dict(dataset=dataloader['dataset'], seed=seed, rank=get_rank())
-                dataloader['dataset'] = dict(type=SeededDataset, **dataset)
+            if 'worker_init_fn' not in dataloader:
+                dataloader['worker_init_fn'] = dict(
+                    type=init_worker,
+                    num_workers=dataloader.get('num_workers', 0),
+                    rank=get_rank(),
+                    seed=seed,
+                    disable_subprocess_warning=dataloader.pop('disable_subprocess_warning', False),
+                )
         return _Runner.build_dataloader(dataloader, seed, diff_rank_seed)
 
     def load_checkpoint(

@@ -1,20 +1,28 @@
-"""Randomness that a resumed run repeats: a function of (seed, rank, epoch), not of history.
+"""Randomness that a resumed run repeats: a function of (seed, rank, iteration), not of history.
 
-Nothing is saved: every epoch starts from states derived from its number, so that it draws the
-same numbers whether the process has run since epoch 0 or was started a moment ago. This covers
-the order of the data, the workers that load it (persistent or not) and all that the model draws
-(drop path, mixup). Code that keeps a generator of its own is not covered.
+No generator state is saved. Every sample is loaded with generators seeded from the seed, the rank, the
+number of its batch since the start of training and its index; every iteration of the model with
+generators seeded from the seed, the rank and its number. So a run that stopped in the middle of an
+epoch goes on by skipping the batches that it has had, whatever the number of loader workers. Code that
+keeps a generator of its own is not covered.
 """
 
 from __future__ import annotations
 
 import random
+import signal
+from collections import deque
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import numpy as np
 import torch
-from mmengine.registry import DATASETS
-from torch.utils.data import Dataset, get_worker_info
+from mmengine.dataset import worker_init_fn as _mmengine_init
+from mmengine.registry import DATA_SAMPLERS, DATASETS
+from torch.utils.data import BatchSampler, Dataset, Sampler
+
+Index = tuple[int, int]
+"""The number of a batch since the start of training, and the index of a sample."""
 
 
 def seed_everything(*key: int) -> None:
@@ -25,13 +33,18 @@ def seed_everything(*key: int) -> None:
     torch.manual_seed(int(words[2]))
 
 
-class SeededDataset(Dataset):
-    """A dataset whose loader workers are seeded anew in every epoch.
+def _seed_loading(*key: int) -> None:
+    """As `seed_everything`, for the CPU alone: cheap enough for every sample."""
+    words = np.random.SeedSequence(key).generate_state(3, np.uint32)
+    random.seed(int(words[0]))
+    np.random.seed(int(words[1]))
+    torch.default_generator.manual_seed(int(words[2]))
 
-    torch seeds a worker when it starts; a persistent worker starts once, so after a resume it
-    would repeat epoch 0. Here a worker seeds itself from (seed, rank, epoch, worker) at the
-    first sample of an epoch. In the main process (`num_workers=0`) nothing is done. Everything
-    else is the wrapped dataset's.
+
+class SeededDataset(Dataset):
+    """A dataset whose samples are drawn from generators seeded by (seed, rank, batch, index).
+
+    `NumberedBatches` gives the pairs of batch and index. Everything else is the wrapped dataset's.
 
     Args:
         dataset: any map-style dataset, or its config.
@@ -42,29 +55,17 @@ class SeededDataset(Dataset):
     def __init__(self, dataset: Any, seed: int, rank: int) -> None:
         self.dataset = DATASETS.build(dataset) if isinstance(dataset, dict) else dataset
         self._key = (seed, rank)
-        # shared memory: reaches workers that already run
-        self._epoch = torch.zeros((), dtype=torch.int64).share_memory_()
-        self._seeded_epoch: int | None = None
 
-    def set_worker_epoch(self, epoch: int) -> None:
-        """Tell the workers the number of the epoch (or the iteration that training starts at)."""
-        self._epoch.fill_(epoch)
-
-    def __getitem__(self, index: int) -> Any:
-        worker = get_worker_info()
-        if worker is not None:
-            epoch = int(self._epoch)
-            if epoch != self._seeded_epoch:
-                self._seeded_epoch = epoch
-                seed_everything(*self._key, epoch, 1 + worker.id)
-        return self.dataset[index]
+    def __getitem__(self, index: Index) -> Any:
+        _seed_loading(*self._key, *index)
+        return self.dataset[index[1]]
 
     def __len__(self) -> int:
         return len(self.dataset)
 
     def __setattr__(self, name: str, value: Any) -> None:
         # as reading: mmdet's PipelineSwitchHook replaces the `pipeline` of the loader's dataset
-        if name == 'dataset' or name.startswith('_'):
+        if name in ('dataset', '_key'):
             super().__setattr__(name, value)
         else:
             setattr(self.dataset, name, value)
@@ -74,3 +75,74 @@ class SeededDataset(Dataset):
         if name in ('dataset', '__getitems__'):
             raise AttributeError(name)
         return getattr(self.dataset, name)
+
+
+class NumberedBatches(Sampler):
+    """A batch sampler whose indices carry the number of their batch since the start of training.
+
+    Args:
+        sampler: of the indices.
+        batch_size: of the batches.
+        batches: config of the batch sampler that groups the indices; by default torch's.
+        drop_last: for torch's batch sampler.
+    """
+
+    def __init__(
+        self,
+        sampler: Sampler,
+        batch_size: int,
+        batches: dict[str, Any] | None = None,
+        drop_last: bool = False,
+    ) -> None:
+        self.sampler, self.batch_size, self.drop_last = sampler, batch_size, drop_last
+        config = batches or dict(type=BatchSampler, drop_last=drop_last)
+        given = dict(sampler=sampler, batch_size=batch_size)
+        self.batches = DATA_SAMPLERS.build(config, default_args=given)
+        self.recent: deque[tuple[int, list[int]]] = deque(maxlen=256)
+        self._number = self._skip = 0
+
+    def start_at(self, number: int, batch: int) -> None:
+        """Set the number of the next batch, and its place in the next epoch."""
+        self._number, self._skip = number, batch
+
+    def __iter__(self) -> Iterator[list[Index]]:
+        skip, self._skip = self._skip, 0
+        for place, indices in enumerate(self.batches):
+            if place >= skip:
+                self.recent.append((self._number, list(indices)))
+                numbered = [(self._number, index) for index in indices]
+                self._number += 1
+                yield numbered
+
+    def __len__(self) -> int:
+        return len(self.batches)
+
+    def indices_of(self, number: int) -> Sequence[int]:
+        """The indices of a batch that was drawn lately."""
+        return next((indices for n, indices in self.recent if n == number), ())
+
+
+def number_batches(config: dict[str, Any], seed: int, rank: int) -> dict[str, Any]:
+    """The config of a train loader with `SeededDataset` and `NumberedBatches`."""
+    config = {'batch_size': 1, **config}
+    # as a config, for mmengine copies deeply the objects that it is given
+    config['dataset'] = dict(type=SeededDataset, dataset=config['dataset'], seed=seed, rank=rank)
+    config['batch_sampler'] = dict(
+        type=NumberedBatches,
+        batches=config.pop('batch_sampler', None),
+        drop_last=config.pop('drop_last', False),
+    )
+    return config
+
+
+def init_worker(worker_id: int, **kwargs: Any) -> None:
+    """Start a loader worker as mmengine does, and leave stopping to the main process.
+
+    Ctrl-C and cluster schedulers signal all processes of a group. The main process finishes its
+    step and saves, for which it needs the batches of its workers.
+    """
+    _mmengine_init(worker_id, **kwargs)
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    if hasattr(signal, 'alarm'):
+        # a worker that the main process ends has 30 seconds for its sample
+        signal.signal(signal.SIGTERM, lambda *_: signal.alarm(30))

@@ -17,14 +17,11 @@ from mmengine.device import get_device
 
 from masa_vit.engine.arguments import CONFIG, add_launcher, add_training
 from masa_vit.engine.config import explain_build_error, load_config, read_literals
-from masa_vit.engine.files import (
-    SUMMARY,
-    check_work_dir_free,
-    find_last_checkpoint,
-    read_checkpoint,
-)
+from masa_vit.engine.files import SUMMARY, read_checkpoint
 from masa_vit.engine.hooks.summary import SummaryHook
 from masa_vit.engine.runner import Runner
+from masa_vit.engine.stopping import exit_code_when_stopped
+from masa_vit.engine.work_dir import check_free, find_last_checkpoint, locked
 from masa_vit.models.state_dict import rename_old_keys
 
 LAUNCHERS = ('none', 'pytorch', 'slurm', 'mpi')
@@ -47,9 +44,9 @@ def train(
         config: path, `masa_vit::cls/x.py`, or a loaded config.
         work_dir: where the run's files go; by default the config's `work_dir`, or
             `work_dirs/<name of the config>`.
-        resume: 'auto' continues from the work dir's last checkpoint, a path from that file. The run
-            goes on from the last finished epoch as if it had never stopped, with its own seed, to
-            its own end.
+        resume: 'auto' continues from the work dir's last checkpoint and starts where there is none,
+            a path continues from that file. The run goes on as if it had never stopped, with its own
+            seed, to its own end.
         amp: mixed precision: bfloat16, or float16 with a loss scale on a GPU without it.
         seed: of all random numbers; by default the config's `randomness.seed`, or a random one.
         auto_scale_lr: scale the learning rate by batch size over `auto_scale_lr.base_batch_size`.
@@ -60,9 +57,11 @@ def train(
         The content of the work dir's `summary.json` (see `SummaryHook`), and its path as `summary`.
 
     Raises:
-        ValueError: a mistyped key or argument, a work dir that holds another run, a checkpoint that
-            is truncated or does not fit, another seed or length than the resumed run's.
+        ValueError: a mistyped key or argument, a work dir that holds another run or is in use, a
+            checkpoint that is truncated or does not fit, another seed or length than the resumed run's;
+            a loss or gradient that is not finite (see `FiniteHook`).
         FileNotFoundError: config, checkpoint or data are missing.
+        TrainingStoppedError: SIGTERM or SIGINT ended the training after a step, its state saved.
     """
     cfg = load_config(config, cfg_options)
     for key in ('model', 'train_dataloader', 'train_cfg', 'optim_wrapper'):
@@ -71,30 +70,35 @@ def train(
     cfg.work_dir = str(choose_work_dir(cfg, work_dir))
     if seed is not None:
         cfg.randomness = dict(cfg.get('randomness') or {}, seed=seed)
-    if resume is not None or cfg.get('resume'):
-        _set_resume(cfg, resume, seed)
-    else:
-        check_work_dir_free(cfg.work_dir)
-        if cfg.get('load_from') and '://' not in cfg.load_from:
-            read_checkpoint(cfg.load_from)
     if amp:
         _set_amp(cfg)
     if auto_scale_lr:
         _set_auto_scale_lr(cfg)
+    if resume is None and cfg.get('resume'):
+        resume = cfg.get('load_from') or 'auto'  # as in mmengine
+    _set_start(cfg, resume, seed)
+    # of several processes the first has the lock
+    lock = locked(cfg.work_dir) if is_rank_0(launcher) else contextlib.nullcontext()
+    with lock, process_group(cfg, launcher), readable_errors(cfg):
+        _set_start(cfg, resume, seed)  # again: a training that held the lock may have just ended
+        return _run(cfg, resume is not None)
 
-    with process_group(cfg, launcher), readable_errors(cfg):
-        runner = Runner.from_cfg(cfg)
-        if not any(isinstance(hook, SummaryHook) for hook in runner.hooks):
-            runner.register_hook(SummaryHook())
-        runner.logger.info(
-            f'Training {runner.model_name} of {cfg.filename or "a config in memory"}, '
-            f'seed {runner.seed}, {_device_name()}\n'
-            f'  outputs: {runner.work_dir}\n  log:     {runner.logger.log_file}'
-        )
-        runner.train()
-        dist_barrier()
-        path = Path(runner.work_dir) / SUMMARY
-        return {**json.loads(path.read_text(encoding='utf-8')), 'summary': str(path)}
+
+def _run(cfg: Config, resume: bool) -> dict[str, Any]:
+    runner = Runner.from_cfg(cfg)
+    if not any(isinstance(hook, SummaryHook) for hook in runner.hooks):
+        runner.register_hook(SummaryHook())
+    if resume and not cfg.resume:
+        runner.logger.info(f'Nothing to resume in {runner.work_dir}: the training starts')
+    runner.logger.info(
+        f'Training {runner.model_name} of {cfg.filename or "a config in memory"}, '
+        f'seed {runner.seed}, {_device_name()}\n'
+        f'  outputs: {runner.work_dir}\n  log:     {runner.logger.log_file}'
+    )
+    runner.train()
+    dist_barrier()
+    path = Path(runner.work_dir) / SUMMARY
+    return {**json.loads(path.read_text(encoding='utf-8')), 'summary': str(path)}
 
 
 def choose_work_dir(cfg: Config, work_dir: str | Path | None = None) -> Path:
@@ -104,20 +108,26 @@ def choose_work_dir(cfg: Config, work_dir: str | Path | None = None) -> Path:
     return Path(work_dir).resolve()
 
 
-def _set_resume(cfg: Config, resume: str | Path | None, seed: int | None) -> None:
+def _set_start(cfg: Config, resume: str | Path | None, seed: int | None) -> None:
+    """Let the config start a run in a free work dir, or go on with one."""
+    path = find_last_checkpoint(cfg.work_dir) if str(resume) == 'auto' else resume
+    cfg.resume = path is not None
+    if path is not None:
+        _set_resume(cfg, Path(path), seed)
+    else:
+        check_free(cfg.work_dir)
+        if cfg.get('load_from') and '://' not in cfg.load_from:
+            read_checkpoint(cfg.load_from)
+
+
+def _set_resume(cfg: Config, path: Path, seed: int | None) -> None:
     """Point the config at the checkpoint, and give it the seed of its run.
 
     The seed must be known before the loaders are built: mmengine takes it up only afterwards,
     so that a run without a fixed seed would see its data in another order.
     """
-    if resume is None and cfg.get('load_from'):
-        resume = cfg.load_from  # resume=True in the config means this file, as in mmengine
-    if resume is None or str(resume) == 'auto':
-        path = find_last_checkpoint(cfg.work_dir)
-    else:
-        path = Path(resume)
     if path.resolve().parent != Path(cfg.work_dir).resolve():
-        check_work_dir_free(cfg.work_dir)
+        check_free(cfg.work_dir)
     checkpoint = read_checkpoint(path)
     meta = checkpoint.get('meta', {})
     if 'epoch' not in meta or 'iter' not in meta:
@@ -138,7 +148,7 @@ def _set_resume(cfg: Config, resume: str | Path | None, seed: int | None) -> Non
         cfg.randomness = dict(cfg.get('randomness') or {}, seed=run_seed)
     if 'cfg' in meta:
         _check_same_length(cfg, read_literals(meta['cfg']), path)
-    cfg.resume, cfg.load_from = True, str(path)
+    cfg.load_from = str(path)
 
 
 def _check_same_length(cfg: Config, old: dict[str, Any], path: Path) -> None:
@@ -252,12 +262,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         nargs='?',
         const='auto',
         metavar='auto|PATH',
-        help="go on from the work dir's last checkpoint, or from PATH",
+        help="go on from the work dir's last checkpoint, if there is one, or from PATH",
     )
     add_launcher(parser)
     add_training(parser)
 
 
+@exit_code_when_stopped
 def run(args: argparse.Namespace) -> int:
     """Run `masa-vit train`."""
     summary = train(
@@ -270,14 +281,17 @@ def run(args: argparse.Namespace) -> int:
         launcher=args.launcher,
         cfg_options=args.cfg_options,
     )
-    if is_rank_0():
+    if is_rank_0(args.launcher):
         _print_outputs(summary)
     return 0
 
 
-def is_rank_0() -> bool:
-    """Whether this is the first of the processes, also when their group is gone."""
-    return os.environ.get('RANK', '0') == '0'
+_RANK = {'slurm': 'SLURM_PROCID', 'mpi': 'OMPI_COMM_WORLD_RANK'}
+
+
+def is_rank_0(launcher: str = 'none') -> bool:
+    """Whether this is the first of the processes, also while they have no group."""
+    return os.environ.get(_RANK.get(launcher, 'RANK'), '0') == '0'
 
 
 def _print_outputs(summary: dict[str, Any]) -> None:

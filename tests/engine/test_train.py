@@ -119,17 +119,21 @@ def test_refuses_a_work_dir_in_use(run):
     assert before == sorted((p, p.stat().st_mtime_ns) for p in folder.rglob('*'))
 
 
-def test_resume_needs_a_checkpoint_and_the_same_seed(run, tmp_path):
+def test_resume_keeps_the_seed_and_needs_a_checkpoint_of_a_run(run, tmp_path):
     _, config, summary = run
-    with pytest.raises(FileNotFoundError, match='nothing to resume'):
-        train(config, tmp_path / 'empty', resume='auto')
-    assert not (tmp_path / 'empty').exists()
     with pytest.raises(ValueError, match=r'--seed 2.*has seed 1'):
         train(config, tmp_path / 'x', resume=summary['checkpoints']['last'], seed=2)
     path = tmp_path / 'weights.pth'
     torch.save({'state_dict': {}}, path)
     with pytest.raises(ValueError, match='weights only'):
         train(config, tmp_path / 'x', resume=path)
+
+
+def test_resume_starts_where_there_is_nothing_to_resume(toy_config, tmp_path, capsys):
+    summary = train(toy_config, tmp_path / 'new', resume='auto', seed=1, cfg_options=SHORT)
+    assert f'Nothing to resume in {tmp_path / "new"}' in capsys.readouterr().out
+    again = train(toy_config, tmp_path / 'other', seed=1, cfg_options=SHORT)
+    assert summary['metrics'] == again['metrics']
 
 
 def contents(folder):

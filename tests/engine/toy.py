@@ -55,9 +55,12 @@ class ToyData(Dataset):
 
     metainfo: ClassVar = {'classes': ['a', 'b']}
 
-    def __init__(self, size=20, noise=0.1, delay=0.0):
+    def __init__(self, size=20, noise=0.1, delay=0.0, nan=None):
         generator = torch.Generator().manual_seed(0)
         self.x = torch.randn(size, 4, generator=generator)
+        self.paths = [f'{i}.png' for i in range(size)]
+        if nan is not None:
+            self.x[nan] = torch.nan
         self.noise, self.delay = noise, delay
 
     def __len__(self):
@@ -83,16 +86,18 @@ class ToyError(BaseMetric):
 @HOOKS.register_module(force=True)
 class KillHook(Hook):
     """Kills the process, as power cuts do: at a training iteration, before a validation or
-    while an epoch's checkpoint is written.
+    while an epoch's checkpoint is written. Or asks it to stop, with SIGTERM.
 
     With `dump` it writes, at the end, what this rank has seen and learnt.
     """
 
     priority = 'VERY_HIGH'
 
-    def __init__(self, iteration=None, validation=None, writing=None, dump=False):
+    def __init__(
+        self, iteration=None, validation=None, writing=None, sig='SIGKILL', again=False, dump=False
+    ):
         self.iteration, self.validation, self.writing = iteration, validation, writing
-        self.dump = dump
+        self.signal, self.again, self.dump = signal.Signals[sig], again, dump
         self.seen = []
 
     def after_run(self, runner):
@@ -103,8 +108,8 @@ class KillHook(Hook):
 
     def before_train_iter(self, runner, batch_idx, data_batch=None):
         self.seen += data_batch['targets'].flatten().tolist()
-        if runner.iter == self.iteration and not runner._resume:
-            os.kill(os.getpid(), signal.SIGKILL)
+        if runner.iter == self.iteration and (self.again or not runner._resume):
+            os.kill(os.getpid(), self.signal)
 
     def before_save_checkpoint(self, runner, checkpoint):
         if self.writing == checkpoint['meta']['epoch']:
@@ -112,4 +117,4 @@ class KillHook(Hook):
 
     def before_val_epoch(self, runner):
         if runner.epoch == self.validation and not runner._resume:
-            os.kill(os.getpid(), signal.SIGKILL)
+            os.kill(os.getpid(), self.signal)

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections import deque
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-from mmengine.dist import get_world_size, is_main_process
+from mmengine.dist import barrier, get_world_size, is_main_process
 from mmengine.fileio import get_file_backend
 from mmengine.hooks import CheckpointHook
 from mmengine.logging import HistoryBuffer
@@ -16,6 +17,7 @@ from mmengine.registry import HOOKS
 
 from masa_vit.engine.files import LAST_CHECKPOINT, write_atomically
 from masa_vit.engine.hooks.parameters import unwrap
+from masa_vit.engine.loop import TrainLoop
 
 
 @HOOKS.register_module()
@@ -23,14 +25,16 @@ class SafeCheckpointHook(CheckpointHook):
     """mmengine's CheckpointHook for runs that get killed.
 
     - Files are written beside their place and moved there; an old checkpoint is removed only
-      when the new one is complete.
+      when the new one is complete. Weights that are not finite are not saved.
     - `torch.load(path, weights_only=True)` reads them: the message hub is stored as plain data.
     - A run stopped between the checkpoint of an epoch and its validation validates on resuming.
     - Gradients that accumulation has not applied at the end of an epoch are kept (one process;
       with several, mmengine warns and drops them).
 
-    A run resumes at the last finished epoch. Random states need no saving: see
-    `masa_vit.engine.seeding`.
+    - A run stopped on request is saved within its epoch, as `stopped_iter_<n>.pth`; the next
+      regular checkpoint replaces that file.
+
+    Random states need no saving: see `masa_vit.engine.seeding`.
 
     Args:
         **kwargs: those of mmengine's CheckpointHook, save `file_client_args` and `backend_args`.
@@ -42,12 +46,17 @@ class SafeCheckpointHook(CheckpointHook):
         self.keep_ckpt_ids: deque[int] = deque()
         self._validated = False
         self._gradients: dict[str, torch.Tensor] = {}
+        self._batch = 0
 
     def before_train(self, runner: Any) -> None:
         """Take up the state of a resumed run."""
         super().before_train(runner)
         self.file_backend = get_file_backend(self.out_dir, backend_args=self.backend_args)
         self._adopt_best()
+        if runner._resume and is_main_process():
+            self._remove(
+                runner.message_hub.runtime_info.get('outdated_ckpt'), Path(runner._load_from)
+            )
         for name, parameter in unwrap(runner.model).named_parameters():
             if name in self._gradients:
                 parameter.grad = self._gradients[name].to(parameter)
@@ -66,10 +75,15 @@ class SafeCheckpointHook(CheckpointHook):
 
     def before_save_checkpoint(self, runner: Any, checkpoint: dict[str, Any]) -> None:
         """Make the checkpoint plain data and add what resuming needs."""
+        _check_finite(checkpoint)
         checkpoint['message_hub'] = _to_plain(checkpoint['message_hub'])
-        checkpoint['meta'] = _to_plain(checkpoint['meta'])
-        checkpoint['meta']['validated'] = self._validated
-        checkpoint['meta']['world_size'] = get_world_size()
+        checkpoint['meta'] = {
+            **_to_plain(checkpoint['meta']),
+            'validated': self._validated,
+            'world_size': get_world_size(),
+            'batch': self._batch,
+            'num_batches': len(runner.train_dataloader),
+        }
         if 'optimizer' in checkpoint and not runner.optim_wrapper.should_update():
             if get_world_size() == 1:
                 checkpoint['gradients'] = {
@@ -83,25 +97,67 @@ class SafeCheckpointHook(CheckpointHook):
         if 'message_hub' in checkpoint:
             checkpoint['message_hub'] = _from_plain(checkpoint['message_hub'])
         if runner._resume:
-            world_size = checkpoint['meta'].get('world_size', get_world_size())
+            meta = checkpoint['meta']
+            world_size = meta.get('world_size', get_world_size())
             if world_size != get_world_size():
                 raise ValueError(
                     f'the run to resume had {world_size} processes, this one has '
                     f'{get_world_size()}: its epochs have another number of steps. Start as many.'
                 )
+            num_batches = len(runner.train_dataloader)
+            if meta.get('num_batches', num_batches) != num_batches:
+                raise ValueError(
+                    f'the run to resume had {meta["num_batches"]} batches in an epoch, this one has '
+                    f'{num_batches}: its training data have changed. Restore them, or start a new run '
+                    'from its weights (init_from of a classifier, load_from).'
+                )
+            if meta.get('batch'):
+                if not isinstance(runner.train_loop, TrainLoop):
+                    raise ValueError(
+                        f'the run to resume stopped within an epoch, where {type(runner.train_loop)} '
+                        'cannot go on; expected train_cfg=dict(by_epoch=True, ...).'
+                    )
+                runner.train_loop.batches_done = meta['batch']
             self._gradients = checkpoint.get('gradients', {})
-            self._validated = checkpoint['meta'].get('validated', True)
+            self._validated = meta.get('validated', True)
+
+    def save_within_epoch(self, runner: Any, batch: int) -> Path:
+        """Save a training that is about to stop.
+
+        Args:
+            runner: of the training, in `after_train_iter`.
+            batch: number of batches of this epoch that have been trained on.
+
+        Returns:
+            The path of the checkpoint.
+        """
+        self._batch = batch if isinstance(runner.train_loop, TrainLoop) else 0
+        self._save(runner, f'{_STOPPED}{runner.iter + 1}.pth', {}, by_epoch=False)
+        self._batch = 0
+        barrier()  # no rank ends before the file is complete
+        return Path(str(self.last_ckpt))
 
     def _save_checkpoint_with_step(self, runner: Any, step: int, meta: dict[str, Any]) -> None:
         # mmengine's removes the outdated checkpoint first and writes `last_checkpoint` in place
         outdated = None
         if self.max_keep_ckpts > 0 and step not in self.keep_ckpt_ids:
             if len(self.keep_ckpt_ids) == self.max_keep_ckpts:
-                outdated = self.keep_ckpt_ids.popleft()
+                outdated = self.filename_tmpl.format(self.keep_ckpt_ids.popleft())
             self.keep_ckpt_ids = deque([*self.keep_ckpt_ids, step], self.max_keep_ckpts)
             runner.message_hub.update_info('keep_ckpt_ids', list(self.keep_ckpt_ids))
+            # the new checkpoint names it: a run killed before its removal removes it on resuming
+            runner.message_hub.update_info('outdated_ckpt', outdated)
+        self._save(runner, self.filename_tmpl.format(step), meta, self.by_epoch, outdated)
 
-        filename = self.filename_tmpl.format(step)
+    def _save(
+        self,
+        runner: Any,
+        filename: str,
+        meta: dict[str, Any],
+        by_epoch: bool,
+        outdated: str | None = None,
+    ) -> None:
+        """Write a checkpoint, then the pointer to it, then remove the files that it replaces."""
         self.last_ckpt = self.file_backend.join_path(self.out_dir, filename)
         runner.message_hub.update_info('last_ckpt', self.last_ckpt)
         runner.save_checkpoint(
@@ -110,16 +166,22 @@ class SafeCheckpointHook(CheckpointHook):
             save_optimizer=self.save_optimizer,
             save_param_scheduler=self.save_param_scheduler,
             meta=meta,
-            by_epoch=self.by_epoch,
+            by_epoch=by_epoch,
             backend_args=self.backend_args,
             **self.args,
         )
         if is_main_process():
             write_atomically(Path(runner.work_dir) / LAST_CHECKPOINT, self.last_ckpt)
-            if outdated is not None:
-                old = self.file_backend.join_path(self.out_dir, self.filename_tmpl.format(outdated))
-                if self.file_backend.isfile(old):
-                    self.file_backend.remove(old)
+            self._remove(outdated, Path(self.last_ckpt))
+
+    def _remove(self, outdated: str | None, current: Path) -> None:
+        """Remove a checkpoint that is no longer kept, and those of earlier stops."""
+        paths = [*Path(self.out_dir).glob(f'{_STOPPED}*.pth')]
+        if outdated is not None:
+            paths.append(Path(self.out_dir) / outdated)
+        for path in paths:
+            if path.resolve() != current.resolve() and path.is_file():
+                self.file_backend.remove(path)
 
     def _save_best_checkpoint(self, runner: Any, metrics: dict[str, Any]) -> None:
         self._validated = True
@@ -147,7 +209,30 @@ class SafeCheckpointHook(CheckpointHook):
         return list(self.best_ckpt_path_dict.values())
 
 
+_STOPPED = 'stopped_iter_'
 _BUFFER = '__history_buffer__'
+
+
+def _check_finite(checkpoint: dict[str, Any]) -> None:
+    """Refuse to save a model that is of no use: the file would replace a good one."""
+    for key in ('state_dict', 'ema_state_dict', 'optimizer'):
+        for name, tensor in tensors_in(checkpoint.get(key), key):
+            if tensor.is_floating_point() and not torch.isfinite(tensor).all():
+                raise ValueError(
+                    f'{name} is not finite (NaN or infinite) in epoch {checkpoint["meta"]["epoch"]}, '
+                    f'iteration {checkpoint["meta"]["iter"]}; nothing was saved, the checkpoint before '
+                    'is kept. Go on from it with a smaller learning rate, or with clip_grad.'
+                )
+
+
+def tensors_in(value: Any, name: str) -> Iterator[tuple[str, torch.Tensor]]:
+    """The tensors in nested containers, with their places."""
+    if isinstance(value, torch.Tensor):
+        yield name, value
+    elif isinstance(value, (dict, list, tuple)):
+        items = value.items() if isinstance(value, dict) else enumerate(value)
+        for key, item in items:
+            yield from tensors_in(item, f'{name}.{key}')
 
 
 def _to_plain(value: Any) -> Any:

@@ -17,6 +17,7 @@ from mmengine.hooks import Hook
 from mmengine.registry import HOOKS
 
 from masa_vit.engine.files import SUMMARY, write_atomically
+from masa_vit.engine.hooks.finite import SKIPPED
 from masa_vit.engine.hooks.parameters import count_parameters
 
 _PACKAGES = (
@@ -24,6 +25,7 @@ _PACKAGES = (
     'albumentations',
 )  # fmt: skip
 _HISTORY = 'summary_history'
+_ELAPSED = 'epoch_seconds'
 
 
 @HOOKS.register_module()
@@ -32,7 +34,8 @@ class SummaryHook(Hook):
 
     Keys: `finished`; `config` (resolved); `seed`; `world_size`; `metrics` (`last` and `best` value
     of each, and `best_epoch`); `history` (a record per epoch); `parameters`; `samples` (train,
-    val); `seconds` (`total`, and `epoch`: the median epoch's training); `checkpoints` (`last`,
+    val); `seconds` (`total`, and `epoch`: the median epoch's training); `skipped_steps` (see
+    `FiniteHook`); `checkpoints` (`last`,
     `best`; when finished); `tensorboard`; `log`; `versions`; `commit` (of this package's checkout,
     if it is one).
 
@@ -65,13 +68,21 @@ class SummaryHook(Hook):
         self._start = time.perf_counter()
 
     def before_train_epoch(self, runner: Any) -> None:
-        """Start the epoch's clock."""
-        self._start = time.perf_counter()
+        """Start the epoch's clock, with the time that a stopped run spent in the epoch."""
+        elapsed = runner.message_hub.runtime_info.get(_ELAPSED, 0.0)
+        self._start = time.perf_counter() - elapsed
+
+    def after_train_iter(
+        self, runner: Any, batch_idx: int, data_batch: Any = None, outputs: Any = None
+    ) -> None:
+        """Keep the clock, for a run that stops here."""
+        runner.message_hub.update_info(_ELAPSED, time.perf_counter() - self._start)
 
     def after_train_epoch(self, runner: Any) -> None:
         """Record the epoch."""
         record = self._record(runner, runner.epoch + 1)
         record['seconds'] = time.perf_counter() - self._start
+        runner.message_hub.update_info(_ELAPSED, 0.0)
         scalars = runner.message_hub.log_scalars
         if 'train/loss' in scalars:
             record['loss'] = float(scalars['train/loss'].mean(len(runner.train_dataloader)))
@@ -117,6 +128,7 @@ class SummaryHook(Hook):
                 'total': total,
                 'epoch': statistics.median(epochs) if epochs else None,
             },
+            'skipped_steps': runner.message_hub.runtime_info.get(SKIPPED, 0),
             **self._fixed,
             'history': history,
         }
