@@ -51,7 +51,9 @@ def main(argv: Sequence[str] | None = None) -> int:
 def _message(error: BaseException) -> str:
     text = str(error.args[0]) if isinstance(error, KeyError) and error.args else str(error)
     ours = (ValueError, ImportError, FileNotFoundError, FileExistsError, IsADirectoryError)
-    known = isinstance(error, (*ours, NotADirectoryError))
+    known = isinstance(error, (*ours, NotADirectoryError)) or (
+        isinstance(error, OSError) and error.errno is None  # raised here, not by the system
+    )
     return text if known and text else f'{type(error).__name__}: {text}'
 
 

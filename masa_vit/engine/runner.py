@@ -18,8 +18,9 @@ from masa_vit.engine.hooks.finite import FiniteHook
 from masa_vit.engine.hooks.seed import SeedHook
 from masa_vit.engine.hooks.stop import StopHook
 from masa_vit.engine.loop import TrainLoop
+from masa_vit.engine.peers import list_peers, raise_if_lost
 from masa_vit.engine.seeding import init_worker, number_batches
-from masa_vit.engine.stopping import StopRequest
+from masa_vit.engine.stopping import StopRequest, TrainingStoppedError
 
 # What mmengine tells the console on every start, and what a reader finds in the log file.
 _FILE_ONLY = (
@@ -116,11 +117,16 @@ class Runner(_Runner):
 
         Raises:
             TrainingStoppedError: SIGTERM or SIGINT has ended it.
+            LostProcessError: another process of it has ended.
         """
         self.stop_request = StopRequest()
+        peers = list_peers()
         try:
             with self.stop_request.listening():
                 return super().train()
+        except (RuntimeError, TrainingStoppedError) as error:
+            raise_if_lost(peers, error)
+            raise
         finally:
             for hook in self.hooks:
                 if hasattr(hook, 'close'):

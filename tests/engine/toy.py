@@ -94,10 +94,17 @@ class KillHook(Hook):
     priority = 'VERY_HIGH'
 
     def __init__(
-        self, iteration=None, validation=None, writing=None, sig='SIGKILL', again=False, dump=False
+        self,
+        iteration=None,
+        validation=None,
+        writing=None,
+        sig='SIGKILL',
+        again=False,
+        rank=0,
+        dump=False,
     ):
         self.iteration, self.validation, self.writing = iteration, validation, writing
-        self.signal, self.again, self.dump = signal.Signals[sig], again, dump
+        self.signal, self.again, self.rank, self.dump = signal.Signals[sig], again, rank, dump
         self.seen = []
 
     def after_run(self, runner):
@@ -108,7 +115,11 @@ class KillHook(Hook):
 
     def before_train_iter(self, runner, batch_idx, data_batch=None):
         self.seen += data_batch['targets'].flatten().tolist()
-        if runner.iter == self.iteration and (self.again or not runner._resume):
+        if (
+            get_rank() == self.rank
+            and runner.iter == self.iteration
+            and (self.again or not runner._resume)
+        ):
             os.kill(os.getpid(), self.signal)
 
     def before_save_checkpoint(self, runner, checkpoint):
