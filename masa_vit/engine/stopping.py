@@ -84,11 +84,8 @@ class StopRequest:
             self.signal = signal.Signals(int(flag))
         return bool(flag)
 
-    def error(self, runner: Any, saved: Path | None) -> TrainingStoppedError:
+    def error(self, place: str, saved: Path | None) -> TrainingStoppedError:
         """The error that ends the training."""
         name = self.signal.name if self.signal else 'a signal'
-        where = f'epoch {runner.epoch + 1}, iteration {runner.iter}'
-        how = (
-            f'saved {saved}. Go on with --resume' if saved else 'nothing saved since the last epoch'
-        )
-        return TrainingStoppedError(f'stopped by {name} in {where}; {how}')
+        end = f'saved in {saved}. Go on with --resume.' if saved else 'its state was not saved.'
+        return TrainingStoppedError(f'stopped by {name} {place}; {end}')

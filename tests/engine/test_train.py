@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import shutil
 import signal
 from pathlib import Path
@@ -251,3 +252,21 @@ def test_kill_while_a_checkpoint_is_written(command, toy_config, tmp_path):
     assert 'epoch_2.pth' not in names
     summary = train(toy_config, tmp_path / 'run', resume='auto')
     assert summary['finished']
+
+
+@pytest.mark.slow
+def test_a_full_disk(command, toy_config, tmp_path):
+    result = command(
+        *('train', toy_config, '--work-dir', 'run', '--seed', 1),
+        *('--cfg-options', 'custom_hooks.0.full=2'),
+    )
+    assert result.returncode == 1
+    assert re.search(
+        r"error: cannot write '.*epoch_2\.pth' \([\d,]+ bytes, .* free\)", result.stderr
+    )
+    names = {path.name for path in (tmp_path / 'run').glob('.*')} - {'.lock'}
+    assert not names
+    assert (tmp_path / 'run/last_checkpoint').read_text() == str(tmp_path / 'run/epoch_1.pth')
+    resumed = train(toy_config, tmp_path / 'run', resume='auto')
+    whole = train(toy_config, tmp_path / 'whole', seed=1)
+    assert resumed['metrics'] == whole['metrics']

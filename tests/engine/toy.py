@@ -2,6 +2,7 @@
 
 import os
 import random
+import resource
 import signal
 import time
 from typing import ClassVar
@@ -86,7 +87,8 @@ class ToyError(BaseMetric):
 @HOOKS.register_module(force=True)
 class KillHook(Hook):
     """Kills the process, as power cuts do: at a training iteration, before a validation or
-    while an epoch's checkpoint is written. Or asks it to stop, with SIGTERM.
+    while an epoch's checkpoint is written. Or asks it to stop, with SIGTERM; or lets the system refuse
+    to write an epoch's checkpoint (`full`), as a full disk does.
 
     With `dump` it writes, at the end, what this rank has seen and learnt.
     """
@@ -98,12 +100,14 @@ class KillHook(Hook):
         iteration=None,
         validation=None,
         writing=None,
+        full=None,
         sig='SIGKILL',
         again=False,
         rank=0,
         dump=False,
     ):
         self.iteration, self.validation, self.writing = iteration, validation, writing
+        self.full = full
         self.signal, self.again, self.rank, self.dump = signal.Signals[sig], again, rank, dump
         self.seen = []
 
@@ -125,6 +129,8 @@ class KillHook(Hook):
     def before_save_checkpoint(self, runner, checkpoint):
         if self.writing == checkpoint['meta']['epoch']:
             os.fsync = lambda _: os.kill(os.getpid(), signal.SIGKILL)
+        if self.full == checkpoint['meta']['epoch']:
+            resource.setrlimit(resource.RLIMIT_FSIZE, (15_000, resource.RLIM_INFINITY))
 
     def before_val_epoch(self, runner):
         if runner.epoch == self.validation and not runner._resume:

@@ -31,7 +31,8 @@ class StopHook(Hook):
             for hook in runner.hooks:
                 if isinstance(hook, SafeCheckpointHook):
                     saved = hook.save_within_epoch(runner, batch_idx + 1)
-            raise runner.stop_request.error(runner, saved)
+            place = f'in epoch {runner.epoch + 1}, after iteration {runner.iter + 1}'
+            raise runner.stop_request.error(place, saved)
 
     def after_val_iter(
         self, runner: Any, batch_idx: int, data_batch: Any = None, outputs: Any = None
@@ -39,4 +40,5 @@ class StopHook(Hook):
         """Stop the validation of an epoch."""
         training = isinstance(runner._train_loop, EpochBasedTrainLoop)
         if training and runner.stop_request.signal is not None:
-            raise runner.stop_request.error(runner, Path(runner.work_dir))
+            place = f'while validating epoch {runner.epoch}'
+            raise runner.stop_request.error(place, Path(runner.work_dir))
