@@ -21,7 +21,7 @@ def job_script():
 
 @pytest.mark.slow
 def test_a_job_is_requeued_until_its_training_is_done(tmp_path):
-    """`srun` and `scontrol` are replaced; the training runs without a launcher, its steps slowed down."""
+    """`srun` and `scontrol` are replaced; the training has no launcher and slow steps."""
     bin_ = tmp_path / 'bin'
     bin_.mkdir()
     for name, line in (
