@@ -2,12 +2,53 @@
 
 from __future__ import annotations
 
+import contextlib
+import errno
 import os
 import shutil
 import tempfile
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
+
+
+def write_atomically(path: str | Path, data: bytes | str) -> None:
+    """Write a file so that a reader, at any moment, sees the old or the new one complete.
+
+    Args:
+        path: target; its folder is made when it does not exist.
+        data: the whole content; text is encoded as UTF-8.
+
+    Raises:
+        OSError: also if the disk is full; the old file then is unchanged.
+    """
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    content = data.encode() if isinstance(data, str) else data
+    temporary = None
+    try:
+        handle, temporary = tempfile.mkstemp(
+            dir=path.parent, prefix=f'.{path.name}.', suffix='.tmp'
+        )
+        with os.fdopen(handle, 'wb') as file:
+            file.write(content)
+            file.flush()
+            os.fsync(file.fileno())
+        umask = os.umask(0)
+        os.umask(umask)
+        os.chmod(temporary, 0o666 & ~umask)  # mkstemp makes files for the owner only
+        os.replace(temporary, path)
+    except BaseException as error:
+        if temporary is not None:
+            with contextlib.suppress(FileNotFoundError):
+                os.unlink(temporary)
+        if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
+            free = shutil.disk_usage(path.parent).free
+            raise OSError(
+                f'cannot write {str(path)!r} ({len(content):,} bytes, {free:,} bytes free): '
+                f'{error.strerror}. Files written before are unchanged: make room, then go on.'
+            ) from error
+        raise
 
 
 def check_free(folder: Path, names: Sequence[str], force: bool) -> None:

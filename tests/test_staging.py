@@ -1,9 +1,12 @@
 from __future__ import annotations
 
+import errno
 import os
+import stat
 
 import pytest
 
+from masa_vit import staging
 from masa_vit.staging import staged
 
 
@@ -78,3 +81,28 @@ def test_places_that_cannot_be_written(tmp_path, monkeypatch):
     with pytest.raises(PermissionError, match=r'cannot write into .*: Permission denied'):
         write(tmp_path / 'x')
     assert not (tmp_path / 'x').exists()
+
+
+def test_write_atomically_replaces_and_leaves_nothing_beside(tmp_path):
+    path = tmp_path / 'new' / 'a.txt'
+    staging.write_atomically(path, 'one')
+    staging.write_atomically(path, b'two')
+    assert path.read_bytes() == b'two'
+    assert [p.name for p in path.parent.iterdir()] == ['a.txt']
+    umask = os.umask(0)
+    os.umask(umask)
+    assert stat.S_IMODE(path.stat().st_mode) == 0o666 & ~umask
+
+
+def test_write_atomically_keeps_the_old_file_when_writing_fails(tmp_path, monkeypatch):
+    path = tmp_path / 'a.txt'
+    staging.write_atomically(path, 'old')
+
+    def full_disk(_):
+        raise OSError(errno.ENOSPC, 'No space left on device')
+
+    monkeypatch.setattr(staging.os, 'fsync', full_disk)
+    with pytest.raises(OSError, match=r"cannot write '.*a\.txt' \(3 bytes.*No space.*make room"):
+        staging.write_atomically(path, 'new')
+    assert path.read_text() == 'old'
+    assert [p.name for p in tmp_path.iterdir()] == ['a.txt']

@@ -6,24 +6,22 @@ all that `masa_vit.analysis.sharing` needs. `CoefficientHook` writes one after e
 
 from __future__ import annotations
 
-import contextlib
 import itertools
 import json
-import os
 import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import NamedTuple
 
 import torch
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import save
 from torch import nn
 
 from masa_vit.analysis import sharing
 from masa_vit.analysis.extract import coefficients
 from masa_vit.analysis.weights import shared_atoms
 from masa_vit.models import read_state_dict
+from masa_vit.staging import write_atomically
+from masa_vit.weight_files import read_safetensors, save_weights
 
 FOLDER = 'atoms'
 """Where in its work dir a run keeps its records."""
@@ -92,17 +90,7 @@ def write_record(record: AtomRecord, folder: str | Path) -> Path:
         'dictionaries': json.dumps(record.dictionaries),
     }
     path = folder / f'epoch_{record.epoch}.safetensors'
-    temporary = folder / f'.{path.name}.tmp'  # one process writes; the next try overwrites it
-    try:
-        with temporary.open('wb') as file:
-            file.write(save(tensors, metadata))
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(temporary, path)
-    except BaseException:
-        with contextlib.suppress(OSError):
-            temporary.unlink()
-        raise
+    write_atomically(path, save_weights(tensors, metadata))
     return path
 
 
@@ -117,14 +105,9 @@ def read_record(path: str | Path) -> AtomRecord:
     if not path.is_file():
         raise FileNotFoundError(f'record {str(path)!r} does not exist')
     try:
-        with safe_open(path, framework='pt') as file:
-            metadata = file.metadata() or {}
-            tensors = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118 (no mapping)
-    except (SafetensorError, OSError) as error:
-        raise ValueError(
-            f'record {str(path)!r} ({path.stat().st_size} bytes) cannot be read: it is truncated or no '
-            f'safetensors file ({error}). Remove it: the other epochs can be read without it.'
-        ) from error
+        tensors, metadata = read_safetensors(path)
+    except ValueError as error:
+        raise ValueError(f'{error}. Remove it: the other epochs can be read without it.') from None
     if metadata.get('format') != _FORMAT:
         raise ValueError(
             f'{str(path)!r} is no record of atoms (metadata format={metadata.get("format")!r}, expected '

@@ -17,6 +17,7 @@ import torch
 
 from masa_vit import __version__
 from masa_vit.benchmark.measurement import Measurement
+from masa_vit.staging import write_atomically
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -73,13 +74,6 @@ class Report:
     def _write(self) -> None:
         if self.path:
             write_atomically(self.path, json.dumps(self.to_json(), indent=1) + '\n')
-
-
-def write_atomically(path: Path, text: str) -> None:
-    """Write a file so that a reader, at any moment, sees the old or the new one complete."""
-    temporary = path.with_name(f'.{path.name}.tmp')
-    temporary.write_text(text, encoding='utf-8')
-    os.replace(temporary, path)
 
 
 def check_writable(path: Path) -> None:

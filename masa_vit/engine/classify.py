@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +17,7 @@ from torch import Tensor
 from masa_vit.cls.transforms import to_chw
 from masa_vit.engine.build import build_model
 from masa_vit.engine.config import load_config
+from masa_vit.engine.files import class_names
 from masa_vit.engine.hooks.parameters import fold_for_inference
 from masa_vit.images import UnreadableImageError, read_image
 from masa_vit.models import load_exactly
@@ -134,10 +135,7 @@ class Predictor:
 
 def _class_names(checkpoint: str | Path, dataset_cfg: dict, num_classes: int) -> list[str]:
     """The class names: the checkpoint's, else the config's dataset's, else their numbers."""
-    classes: Sequence[str] | None = None
-    if Path(checkpoint).suffix != '.safetensors':
-        meta = torch.load(checkpoint, map_location='cpu', weights_only=True).get('meta') or {}
-        classes = (meta.get('dataset_meta') or {}).get('classes')
+    classes = class_names(checkpoint)
     if classes is None:
         try:
             classes = DATASETS.build(dataset_cfg).metainfo['classes']

@@ -14,11 +14,12 @@ from mmengine.config import Config
 
 from masa_vit.engine.arguments import add_training
 from masa_vit.engine.config import load_config
-from masa_vit.engine.files import SUMMARY, read_checkpoint, write_atomically
+from masa_vit.engine.files import SUMMARY, read_checkpoint
 from masa_vit.engine.stopping import exit_code_when_stopped
 from masa_vit.engine.train import train
 from masa_vit.engine.work_dir import check_free
 from masa_vit.plots import plot_coefficients, plot_curves
+from masa_vit.staging import write_atomically
 
 CAVEAT = 'One run each, one seed: a {} ranks nothing; run several seeds.'
 _COLUMNS = ('top1', 'bbox_mAP')  # what the metric shown ends in, if there is one

@@ -26,6 +26,7 @@ from masa_vit.engine.files import read_checkpoint
 from masa_vit.engine.hooks.parameters import fold_for_inference
 from masa_vit.engine.train import readable_errors
 from masa_vit.images import UnreadableImageError, read_image
+from masa_vit.models.loading import check_dtypes
 
 __all__ = ['Detector']
 
@@ -155,6 +156,7 @@ class _StrictInferencer(DetInferencer):
     def _init_model(self, cfg: Config, weights: str, device: str = 'cpu') -> Any:
         checkpoint = read_checkpoint(weights)
         model = MODELS.build(cfg.model)
+        check_dtypes(model.state_dict(), checkpoint['state_dict'], weights)
         try:
             model.load_state_dict(checkpoint['state_dict'])
         except (RuntimeError, ValueError) as error:

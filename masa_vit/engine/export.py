@@ -10,7 +10,7 @@ from torch import nn
 
 from masa_vit.engine.build import build_model
 from masa_vit.engine.config import load_config
-from masa_vit.engine.files import read_checkpoint
+from masa_vit.engine.files import class_names
 from masa_vit.models import load_exactly
 
 
@@ -57,8 +57,5 @@ def _shares(values: Any) -> tuple[float, ...]:
 
 
 def _class_names(checkpoint: str | Path, num_classes: int) -> list[str] | None:
-    if Path(checkpoint).suffix == '.safetensors':
-        return None
-    meta = read_checkpoint(checkpoint).get('meta') or {}
-    classes = (meta.get('dataset_meta') or {}).get('classes')
-    return list(classes) if classes and len(classes) == num_classes else None
+    classes = class_names(checkpoint)
+    return classes if classes and len(classes) == num_classes else None

@@ -1,62 +1,21 @@
-"""Files of a run: atomic writes, and checkpoints that can be read."""
+"""The checkpoints of a run: written atomically, read as data."""
 
 from __future__ import annotations
 
 import contextlib
-import errno
-import os
-import shutil
-import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 from mmengine.fileio import LocalBackend, register_backend
 
-from masa_vit.safe_loading import load_as_data
+import masa_vit.safe_loading  # noqa: F401  (mmengine then reads checkpoints as data)
+from masa_vit.staging import write_atomically
+from masa_vit.weight_files import add_digest, read_weight_file
 
 LAST_CHECKPOINT = 'last_checkpoint'
 SUMMARY = 'summary.json'
 METRICS = 'metrics.json'
-
-
-def write_atomically(path: str | Path, data: bytes | str) -> None:
-    """Write a file so that a reader, at any moment, sees the old or the new one complete.
-
-    Args:
-        path: target; its folder is made when it does not exist.
-        data: the whole content; text is encoded as UTF-8.
-
-    Raises:
-        OSError: also if the disk is full; the old file then is unchanged.
-    """
-    path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    content = data.encode() if isinstance(data, str) else data
-    temporary = None
-    try:
-        handle, temporary = tempfile.mkstemp(
-            dir=path.parent, prefix=f'.{path.name}.', suffix='.tmp'
-        )
-        with os.fdopen(handle, 'wb') as file:
-            file.write(content)
-            file.flush()
-            os.fsync(file.fileno())
-        umask = os.umask(0)
-        os.umask(umask)
-        os.chmod(temporary, 0o666 & ~umask)  # mkstemp makes files for the owner only
-        os.replace(temporary, path)
-    except BaseException as error:
-        if temporary is not None:
-            with contextlib.suppress(FileNotFoundError):
-                os.unlink(temporary)
-        if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
-            free = shutil.disk_usage(path.parent).free
-            raise OSError(
-                f'cannot write {str(path)!r} ({len(content):,} bytes, {free:,} bytes free): '
-                f'{error.strerror}. Files written before are unchanged: make room, then go on.'
-            ) from error
-        raise
 
 
 @register_backend('atomic')
@@ -67,8 +26,8 @@ class AtomicBackend(LocalBackend):
         self._deferred: list[str] | None = None
 
     def put(self, obj: bytes, filepath: str | Path) -> None:
-        """Write bytes with `write_atomically`."""
-        write_atomically(filepath, obj)
+        """Write bytes with `write_atomically`, those of a checkpoint with a digest."""
+        write_atomically(filepath, add_digest(obj) if str(filepath).endswith('.pth') else obj)
 
     def put_text(self, obj: str, filepath: str | Path, encoding: str = 'utf-8') -> None:
         """Write text with `write_atomically`."""
@@ -110,17 +69,26 @@ def read_checkpoint(path: str | Path) -> dict[str, Any]:
             'file that training wrote (work_dirs/<config>/epoch_<n>.pth).'
         )
     try:
-        checkpoint = load_as_data(path)
+        checkpoint = read_weight_file(path)
     except ValueError as error:
         raise ValueError(
             f'{error}. Use another checkpoint{others_beside(path.parent, but=path)}.'
         ) from None
-    if not isinstance(checkpoint, dict) or 'state_dict' not in checkpoint:
+    if 'state_dict' not in checkpoint:
         raise ValueError(
             f'checkpoint {str(path)!r} holds no `state_dict`; expected a file that training wrote. '
             'Plain weights go into a model through `init_from` in its config.'
         )
     return checkpoint
+
+
+def class_names(path: str | Path) -> list[str] | None:
+    """The names of the classes in a checkpoint that training wrote; None where there are none."""
+    meta = read_weight_file(path).get('meta', {})
+    classes = (meta.get('dataset_meta') or {}).get('classes')
+    if not isinstance(classes, (list, tuple)) or not all(isinstance(c, str) for c in classes):
+        return None
+    return list(classes)
 
 
 def others_beside(folder: Path, but: Path | None = None) -> str:

@@ -22,6 +22,7 @@ from masa_vit.engine.config import load_config
 from masa_vit.engine.files import read_checkpoint
 from masa_vit.export.check import TOLERANCE, output_difference
 from masa_vit.models import MasaVisionTransformer, dense_architecture
+from masa_vit.models.loading import check_dtypes
 from masa_vit.sources import read_config
 
 _TEACHER_ARGS = frozenset(inspect.signature(DistilledClassifier).parameters) - frozenset(
@@ -80,7 +81,8 @@ def fold_run(
     paths[0].parent.mkdir(parents=True, exist_ok=True)
     new_cfg.dump(paths[0])
     meta = {**loaded.get('meta', {}), 'cfg': new_cfg.pretty_text}
-    save_checkpoint({'meta': meta, 'state_dict': twin.state_dict()}, str(paths[1]))
+    content = {'meta': meta, 'state_dict': twin.state_dict()}
+    save_checkpoint(content, str(paths[1]), backend_args=dict(backend='atomic'))
     print_log(f'Largest difference of the outputs: {difference:.3g}', 'current')
     return paths
 
@@ -138,6 +140,7 @@ def _resolve_folder(node: Any) -> None:
 
 
 def _load(model: nn.Module, state_dict: dict[str, Any], source: str) -> None:
+    check_dtypes(model.state_dict(), state_dict, source)
     try:
         model.load_state_dict(state_dict)
     except RuntimeError as error:

@@ -11,8 +11,8 @@ from mmengine.config import Config
 
 from masa_vit.engine.arguments import CONFIG, add_cfg_options
 from masa_vit.engine.config import load_config
-from masa_vit.engine.files import write_atomically
 from masa_vit.images import find_images
+from masa_vit.staging import write_atomically
 
 __all__ = ['add_arguments', 'run']
 

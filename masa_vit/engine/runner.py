@@ -15,12 +15,14 @@ from torch import nn
 from torch.utils.data import DataLoader
 
 from masa_vit.engine.hooks.finite import FiniteHook
+from masa_vit.engine.hooks.parameters import unwrap
 from masa_vit.engine.hooks.seed import SeedHook
 from masa_vit.engine.hooks.stop import StopHook
 from masa_vit.engine.loop import TrainLoop
 from masa_vit.engine.peers import list_peers, raise_if_lost
 from masa_vit.engine.seeding import init_worker, number_batches
 from masa_vit.engine.stopping import StopRequest, TrainingStoppedError
+from masa_vit.models.loading import check_dtypes
 
 # What mmengine tells the console on every start, and what a reader finds in the log file.
 _FILE_ONLY = (
@@ -161,6 +163,21 @@ class Runner(_Runner):
                 )
         return _Runner.build_dataloader(dataloader, seed, diff_rank_seed)
 
+    def resume(self, filename: str, *args: Any, **kwargs: Any) -> None:
+        """As mmengine's.
+
+        Raises:
+            ValueError: the state of the training in the checkpoint is damaged.
+        """
+        try:
+            super().resume(filename, *args, **kwargs)
+        except (KeyError, TypeError, AttributeError, IndexError) as error:
+            raise ValueError(
+                f'checkpoint {filename!r} has no training state from which this run can go on '
+                f'({type(error).__name__}: {error}). Resume from another checkpoint, or start a new run '
+                'from its weights (init_from of a classifier, load_from).'
+            ) from error
+
     def load_checkpoint(
         self,
         filename: str,
@@ -183,7 +200,9 @@ class Runner(_Runner):
                 strict=strict or self.strict or self._resume,
                 revise_keys=revise_keys or [(r'^module.', '')],
             )
-            if isinstance(checkpoint.get('meta'), dict):
+            weights = checkpoint.get('state_dict', checkpoint)
+            check_dtypes(unwrap(self.model).state_dict(), weights, filename)
+            if 'meta' in checkpoint:
                 checkpoint['meta'].pop('config', None)  # mmengine's resume would execute it
             return checkpoint
         except RuntimeError as error:

@@ -13,9 +13,10 @@ from mmengine.dist import is_main_process
 
 from masa_vit.engine.arguments import CONFIG, add_cfg_options, add_launcher
 from masa_vit.engine.config import load_config
-from masa_vit.engine.files import METRICS, read_checkpoint, write_atomically
+from masa_vit.engine.files import METRICS, read_checkpoint
 from masa_vit.engine.runner import Runner
 from masa_vit.engine.train import choose_work_dir, is_rank_0, process_group, readable_errors
+from masa_vit.staging import write_atomically
 
 _PARTS = ('dataloader', 'cfg', 'evaluator')
 

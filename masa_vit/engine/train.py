@@ -132,6 +132,13 @@ def _set_resume(cfg: Config, path: Path, seed: int | None) -> None:
     meta = checkpoint.get('meta', {})
     if 'epoch' not in meta or 'iter' not in meta:
         raise ValueError(f'checkpoint {str(path)!r} holds weights only; nothing to resume.')
+    for key in ('epoch', 'iter'):
+        end = cfg.train_cfg.get(f'max_{key}s') or float('inf')
+        if type(meta[key]) is not int or not 0 <= meta[key] <= end:
+            raise ValueError(
+                f'checkpoint {str(path)!r} is of {key} {meta[key]!r}, expected a number from 0 to {end} '
+                f'(train_cfg.max_{key}s)'
+            )
     if rename_old_keys(dict(checkpoint['state_dict'])):
         raise ValueError(
             f'checkpoint {str(path)!r} was written by version 0.1, which had its parameters in another '

@@ -16,6 +16,7 @@ from masa_vit.export.check import Exported, ExportError, Form, input_size, make_
 from masa_vit.layers import SharedLinear
 from masa_vit.models.vision_transformer_masa import SHARINGS, MasaVisionTransformer
 from masa_vit.staging import staged, total_size
+from masa_vit.weight_files import sign_safetensors
 
 FILES = ('model.safetensors', 'config.json')
 
@@ -141,6 +142,8 @@ def _write(form: Form, args: dict[str, Any], stage: Path) -> float:
         args = {**args, 'num_classes': stored.num_classes}
         stored.pretrained_cfg = {**stored.pretrained_cfg, 'input_size': input_size(stored)}
         save_for_hf(stored, stage, model_args=args, safe_serialization=True)
+    weights = stage / FILES[0]
+    weights.write_bytes(sign_safetensors(weights.read_bytes()))
     try:
         loaded = timm.create_model(f'local-dir:{stage}', pretrained=True).eval()
     except Exception as error:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import pickle
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -10,13 +9,12 @@ from typing import Any
 
 import timm
 import torch
-from safetensors import SafetensorError
-from timm.models import load_state_dict
 from torch import nn
 
 from masa_vit.layers import SharedLinear
 from masa_vit.models.checkpoint import checkpoint_filter_fn
 from masa_vit.models.state_dict import merge_pruned, read_stack, rename_old_keys
+from masa_vit.weight_files import read_weight_file, weights_in
 
 _WEIGHT_SUFFIXES = ('.pth', '.pt', '.tar', '.bin', '.ckpt', '.safetensors')
 
@@ -48,35 +46,10 @@ def read_state_dict(path: str | Path) -> dict[str, torch.Tensor]:
 
     Raises:
         FileNotFoundError: If there is no such file.
-        ValueError: If the file is truncated or not a checkpoint.
+        ValueError: If the file is refused (see `masa_vit.weight_files.read_weight_file`), or holds no
+            weights.
     """
-    path = Path(path)
-    if path.is_dir():
-        raise FileNotFoundError(
-            f'{str(path)!r} is a folder, not a checkpoint: give a file in it, or create the model of '
-            f"a Hugging Face folder by timm.create_model('local-dir:{path}', pretrained=True)"
-        )
-    if not path.is_file():
-        raise FileNotFoundError(f'checkpoint {str(path)!r} does not exist')
-    try:
-        return load_state_dict(str(path))
-    except RuntimeError as error:
-        if 'Unsupported globals' not in str(error):
-            raise _unreadable(path, error) from error
-        raise ValueError(
-            f'{str(path)!r} holds pickled objects besides weights, which may run any code and are not '
-            'loaded. If you trust the file, write its weights alone: '
-            "torch.save(torch.load(path, weights_only=False)['state_dict'], 'weights.pth')"
-        ) from error
-    except (EOFError, pickle.UnpicklingError, SafetensorError, OSError) as error:
-        raise _unreadable(path, error) from error
-
-
-def _unreadable(path: Path, error: Exception) -> ValueError:
-    return ValueError(
-        f'{str(path)!r} cannot be read as a checkpoint ({path.stat().st_size} bytes): it is '
-        f'truncated, or no file of weights. {type(error).__name__}: {error}'
-    )
+    return weights_in(read_weight_file(path), path)
 
 
 def load_weights(
@@ -132,6 +105,7 @@ def load_weights(
     before = {key: value.shape for key, value in state_dict.items()}
     if hasattr(model, 'patch_embed'):
         state_dict = checkpoint_filter_fn(state_dict, model)
+    check_dtypes(own, state_dict, source)
     incompatible = _load(model, state_dict, source)
     report.resized = [k for k, v in state_dict.items() if k in before and v.shape != before[k]]
     report.unexpected = list(incompatible.unexpected_keys)
@@ -166,6 +140,28 @@ def load_exactly(model: nn.Module, checkpoint: str | Path) -> None:
             'model, or are its num_classes, img_size or other arguments others (model_args in a config, '
             f'--model-args of a command)?\n{report}'
         )
+
+
+def check_dtypes(
+    own: Mapping[str, torch.Tensor], state_dict: Mapping[str, Any], source: str
+) -> None:
+    """Refuse integers for floating-point parameters, and the like: torch would cut the values off.
+
+    Raises:
+        ValueError: If a tensor is of another kind; the message names it.
+    """
+    for key, value in state_dict.items():
+        if isinstance(value, torch.Tensor) and key in own and _kind(value) != _kind(own[key]):
+            raise ValueError(
+                f'{source!r} has {key} as {value.dtype}, the model as {own[key].dtype}; expected '
+                f'{_kind(own[key])} numbers. It is not a file of this model, or it is damaged.'
+            )
+
+
+def _kind(tensor: torch.Tensor) -> str:
+    if tensor.is_complex():
+        return 'complex'
+    return 'floating-point' if tensor.is_floating_point() else 'integer'
 
 
 def _refuse_shared(state_dict: dict[str, Any], source: str, model: nn.Module) -> None:

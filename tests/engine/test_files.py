@@ -1,38 +1,9 @@
-"""Atomic writes, and checkpoints that can be read."""
-
-import errno
-import os
-import stat
+"""The checkpoints of a run."""
 
 import pytest
 import torch
 
 from masa_vit.engine import files
-
-
-def test_write_atomically_replaces_and_leaves_nothing_beside(tmp_path):
-    path = tmp_path / 'new' / 'a.txt'
-    files.write_atomically(path, 'one')
-    files.write_atomically(path, b'two')
-    assert path.read_bytes() == b'two'
-    assert [p.name for p in path.parent.iterdir()] == ['a.txt']
-    umask = os.umask(0)
-    os.umask(umask)
-    assert stat.S_IMODE(path.stat().st_mode) == 0o666 & ~umask
-
-
-def test_write_atomically_keeps_the_old_file_when_writing_fails(tmp_path, monkeypatch):
-    path = tmp_path / 'a.txt'
-    files.write_atomically(path, 'old')
-
-    def full_disk(_):
-        raise OSError(errno.ENOSPC, 'No space left on device')
-
-    monkeypatch.setattr(files.os, 'fsync', full_disk)
-    with pytest.raises(OSError, match=r"cannot write '.*a\.txt' \(3 bytes.*No space.*make room"):
-        files.write_atomically(path, 'new')
-    assert path.read_text() == 'old'
-    assert [p.name for p in tmp_path.iterdir()] == ['a.txt']
 
 
 def test_backend_defers_removals(tmp_path):

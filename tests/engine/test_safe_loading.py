@@ -19,7 +19,7 @@ from masa_vit.engine import train
 from masa_vit.engine.config import read_literals
 from masa_vit.engine.files import read_checkpoint
 from masa_vit.engine.fold import fold_run
-from masa_vit.safe_loading import load_as_data
+from masa_vit.weight_files import read_weight_file
 
 multiarray = (getattr(np, '_core', None) or np.core).multiarray
 
@@ -71,7 +71,7 @@ def test_hostile_files(toy_config, tmp_path, kind, form):
     write(path, payloads(marker)[kind], form)
     work_dir = tmp_path / 'run'
     readers = {
-        'load_as_data': lambda: load_as_data(path),
+        'read_weight_file': lambda: read_weight_file(path),
         'read_checkpoint': lambda: read_checkpoint(path),
         'CheckpointLoader': lambda: CheckpointLoader.load_checkpoint(str(path)),
         'train --resume': lambda: train(toy_config, work_dir, resume=path),

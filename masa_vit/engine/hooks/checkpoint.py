@@ -15,9 +15,10 @@ from mmengine.hooks import CheckpointHook
 from mmengine.logging import HistoryBuffer
 from mmengine.registry import HOOKS
 
-from masa_vit.engine.files import LAST_CHECKPOINT, write_atomically
+from masa_vit.engine.files import LAST_CHECKPOINT
 from masa_vit.engine.hooks.parameters import unwrap
 from masa_vit.engine.loop import TrainLoop
+from masa_vit.staging import write_atomically
 
 
 @HOOKS.register_module()

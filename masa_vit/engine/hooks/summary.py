@@ -16,9 +16,10 @@ from mmengine.dist import get_world_size, master_only
 from mmengine.hooks import Hook
 from mmengine.registry import HOOKS
 
-from masa_vit.engine.files import SUMMARY, write_atomically
+from masa_vit.engine.files import SUMMARY
 from masa_vit.engine.hooks.finite import SKIPPED
 from masa_vit.engine.hooks.parameters import count_parameters
+from masa_vit.staging import write_atomically
 
 _PACKAGES = (
     'masa-vit', 'torch', 'timm', 'torchvision', 'onedl-mmengine', 'onedl-mmcv', 'onedl-mmdetection',
