@@ -4,16 +4,18 @@ from __future__ import annotations
 
 import argparse
 import json
+import re
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
 import timm
-from safetensors import SafetensorError
 from torch import nn
 
 from masa_vit.arguments import parse_pair
-from masa_vit.models import create_timm_model, load_exactly
+from masa_vit.models import create_timm_model, load_exactly, read_state_dict
+
+_WEIGHT_FILES = ('model.safetensors', 'pytorch_model.bin')
 
 LoadClassifier = Callable[[str, str], nn.Module]
 """The timm model of a config and a checkpoint of a training run."""
@@ -116,11 +118,38 @@ def read_config(folder: str | Path) -> dict[str, Any]:
         raise FileNotFoundError(f'{str(folder)!r} is no folder with a config.json and weights')
     try:
         config = json.loads(path.read_text(encoding='utf-8'))
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise ValueError(f'{str(path)!r} is not JSON: {error}') from error
-    if not isinstance(config, dict) or 'architecture' not in config:
+    if not isinstance(config, dict) or not isinstance(config.get('architecture'), str):
         raise ValueError(f"{str(path)!r} names no 'architecture', so it is not of a timm model")
+    for key in ('model_args', 'pretrained_cfg'):
+        if not isinstance(config.get(key, {}), dict):
+            raise ValueError(f'{str(path)!r}: {key} is {config[key]!r}, expected a mapping')
     return config
+
+
+def _check_size(config: Mapping[str, Any], folder: Path) -> None:
+    """Read the weights, and refuse a config of a model that they cannot be of, before it is built."""
+    weights = [file for name in _WEIGHT_FILES if (file := folder / name).is_file()]
+    if not weights:
+        raise FileNotFoundError(
+            f'the folder {str(folder)!r} has no weights; expected one of {", ".join(_WEIGHT_FILES)}'
+        )
+    for file in weights:
+        state = read_state_dict(file)
+        found = {key.split('.')[1] for key in state if re.match(r'blocks\.\d+\.', key)}
+        depth = config.get('model_args', {}).get('depth', len(found))
+        if found and depth != len(found):
+            raise ValueError(
+                f'{str(folder)!r}: config.json has depth={depth!r}, {file.name} {len(found)} blocks'
+            )
+        numbers = sum(tensor.numel() for tensor in state.values())
+        for key, value in config.get('model_args', {}).items():
+            if isinstance(value, int) and value > max(numbers, 10_000):
+                raise ValueError(
+                    f'{str(folder)!r}: config.json has {key}={value}, more than the {numbers:,} numbers '
+                    f'in {file.name}'
+                )
 
 
 def _refuse(options: Mapping[str, Any], source: str, what: str, *names: str) -> None:
@@ -134,9 +163,10 @@ def _load_folder(folder: Path) -> nn.Module:
     name = config['architecture']
     if not timm.is_model(name):
         raise ValueError(f'{str(folder)!r} holds a {name!r}, which timm does not know')
+    _check_size(config, folder)
     try:
         model = timm.create_model(f'local-dir:{folder}', pretrained=True)
-    except (RuntimeError, TypeError, ValueError, SafetensorError, OSError) as error:
+    except Exception as error:  # timm passes what config.json says to the model
         raise ValueError(
             f'timm cannot load {str(folder)!r}: {type(error).__name__}: {_first_lines(error)}'
         ) from error

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -104,6 +105,7 @@ def load_weights(
         report.dropped.append(key)
     before = {key: value.shape for key, value in state_dict.items()}
     if hasattr(model, 'patch_embed'):
+        _check_tokens(model, state_dict, source)
         state_dict = checkpoint_filter_fn(state_dict, model)
     check_dtypes(own, state_dict, source)
     incompatible = _load(model, state_dict, source)
@@ -203,7 +205,7 @@ def _load(model: nn.Module, state_dict: dict[str, Any], source: str) -> Any:
         raise ValueError(
             '\n'.join(
                 [
-                    f'{source!r} does not fit the model; embed_dim, depth or mlp_ratio differ:',
+                    f'{source!r} does not fit the model; embed_dim, mlp_ratio or another size differs:',
                     *lines[1:5],
                     *([f'... and {len(lines) - 5} more'] if len(lines) > 5 else []),
                 ]
@@ -227,6 +229,44 @@ def strip_prefix(
     }
     best = max(sorted(candidates), key=lambda p: sum(p + key in state_dict for key in own))
     return {key.removeprefix(best): v for key, v in state_dict.items() if key.startswith(best)}
+
+
+def _check_tokens(model: Any, state_dict: Mapping[str, Any], source: str) -> None:
+    """Name the argument of the model that differs, before position embeddings are resampled."""
+    differing = {}
+    patches = state_dict.get('patch_embed.proj.weight')
+    if patches is not None and patches.ndim == 4:
+        proj = model.patch_embed.proj
+        if patches.shape[1] != proj.in_channels:
+            differing['in_chans'] = patches.shape[1], proj.in_channels
+        if patches.shape[0] != proj.out_channels:
+            differing['embed_dim'] = patches.shape[0], proj.out_channels
+    positions = state_dict.get('pos_embed')
+    if getattr(model, 'num_prefix_tokens', 0) and positions is not None and positions.ndim == 3:
+        has_class = 'cls_token' in state_dict
+        registers = state_dict['reg_token'].shape[1] if 'reg_token' in state_dict else 0
+        without = _embeds_patches_alone(positions.shape[1], has_class + registers, model)
+        for name, attribute, theirs in (
+            ('class_token', 'has_class_token', has_class),
+            ('reg_tokens', 'num_reg_tokens', registers),
+            ('no_embed_class', 'no_embed_class', without),
+        ):
+            own = getattr(model, attribute, theirs)  # other families have not all of them
+            if theirs not in (None, own):
+                differing[name] = theirs, own
+    if differing:
+        listed = ', '.join(
+            f'{name}={theirs} (model: {own})' for name, (theirs, own) in differing.items()
+        )
+        raise ValueError(f'{source!r} does not fit the model: the checkpoint is of {listed}')
+
+
+def _embeds_patches_alone(length: int, tokens: int, model: Any) -> bool | None:
+    """Whether `length` position embeddings are those of a grid without the other tokens, if it shows."""
+    grid = model.patch_embed.num_patches
+    alone = length == grid or math.isqrt(length) ** 2 == length
+    together = length - tokens == grid or math.isqrt(length - tokens) ** 2 == length - tokens
+    return alone if alone != together else None
 
 
 def _drop_classifier(

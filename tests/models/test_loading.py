@@ -160,7 +160,7 @@ def test_nothing_matches(small, tmp_path):
 
 def test_another_architecture(small, tmp_path):
     torch.save(small(embed_dim=64).state_dict(), tmp_path / 'wide.pth')
-    with pytest.raises(ValueError, match='embed_dim, depth or mlp_ratio differ'):
+    with pytest.raises(ValueError, match=r'embed_dim=64 \(model: 32\)'):
         load_weights(small(), tmp_path / 'wide.pth')
 
 
@@ -201,3 +201,33 @@ def test_a_state_dict_that_was_read_already(small):
     report = load_weights(model, 'https://example.org/x.pth', weights=trained.state_dict())
     assert report.source == 'https://example.org/x.pth'
     assert torch.equal(model.banks.q.atoms, trained.banks.q.atoms)
+
+
+@pytest.mark.parametrize(
+    ('ours', 'theirs', 'message'),
+    [
+        ({'in_chans': 1}, {}, r'in_chans=3 \(model: 1\)$'),
+        ({}, {'in_chans': 1}, r'in_chans=1 \(model: 3\)$'),
+        ({'no_embed_class': True}, {}, r'no_embed_class=False \(model: True\)$'),
+        ({}, {'no_embed_class': True}, r'no_embed_class=True \(model: False\)$'),
+        ({'reg_tokens': 4}, {}, r'reg_tokens=0 \(model: 4\)$'),
+        ({}, {'reg_tokens': 4}, r'reg_tokens=4 \(model: 0\)$'),
+        ({'embed_dim': 64}, {}, r'embed_dim=32 \(model: 64\)$'),
+        ({'reg_tokens': 1, 'class_token': False, 'global_pool': 'avg'}, {}, 'class_token=True'),
+    ],
+)
+def test_the_argument_that_differs_is_named(small, tmp_path, ours, theirs, message):
+    for name in ('vit_tiny_masa_s2', 'vit_tiny_patch16_224'):
+        torch.save(small(name, **theirs).state_dict(), tmp_path / 'theirs.pth')
+        with pytest.raises(ValueError, match=message):
+            load_weights(small(name, **ours), tmp_path / 'theirs.pth')
+
+
+def test_integers_for_floating_point_parameters_are_refused(small, tmp_path):
+    state = small().state_dict()
+    for dtype, kind in ((torch.int32, 'int32'), (torch.complex64, 'complex64')):
+        torch.save({**state, 'norm.weight': state['norm.weight'].to(dtype)}, tmp_path / 'a.pth')
+        with pytest.raises(ValueError, match=rf'norm\.weight as torch\.{kind}.*expected floating'):
+            load_weights(small(), tmp_path / 'a.pth')
+    torch.save({key: value.half() for key, value in state.items()}, tmp_path / 'a.pth')
+    load_weights(small(), tmp_path / 'a.pth')
