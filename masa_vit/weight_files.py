@@ -95,6 +95,8 @@ def weights_in(content: Mapping[str, Any], path: str | Path) -> dict[str, torch.
     """
     key = next((key for key in _WEIGHTS if isinstance(content.get(key), Mapping)), None)
     weights = content if key is None else content[key]
+    if not weights:
+        raise ValueError(f'checkpoint {str(path)!r} holds no weights: {key or "it"} is empty')
     for name, value in weights.items():
         if not isinstance(name, str) or not isinstance(value, torch.Tensor):
             raise ValueError(

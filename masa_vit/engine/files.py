@@ -84,11 +84,12 @@ def read_checkpoint(path: str | Path) -> dict[str, Any]:
 
 def class_names(path: str | Path) -> list[str] | None:
     """The names of the classes in a checkpoint that training wrote; None where there are none."""
-    meta = read_weight_file(path).get('meta', {})
-    classes = (meta.get('dataset_meta') or {}).get('classes')
-    if not isinstance(classes, (list, tuple)) or not all(isinstance(c, str) for c in classes):
-        return None
-    return list(classes)
+    match read_weight_file(path):
+        case {'meta': {'dataset_meta': {'classes': [*classes]}}} if all(
+            isinstance(name, str) for name in classes
+        ):
+            return classes
+    return None
 
 
 def others_beside(folder: Path, but: Path | None = None) -> str:

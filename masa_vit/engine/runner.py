@@ -171,7 +171,7 @@ class Runner(_Runner):
         """
         try:
             super().resume(filename, *args, **kwargs)
-        except (KeyError, TypeError, AttributeError, IndexError) as error:
+        except (KeyError, TypeError, AttributeError, IndexError, AssertionError) as error:
             raise ValueError(
                 f'checkpoint {filename!r} has no training state from which this run can go on '
                 f'({type(error).__name__}: {error}). Resume from another checkpoint, or start a new run '
@@ -201,7 +201,14 @@ class Runner(_Runner):
                 revise_keys=revise_keys or [(r'^module.', '')],
             )
             weights = checkpoint.get('state_dict', checkpoint)
-            check_dtypes(unwrap(self.model).state_dict(), weights, filename)
+            own = unwrap(self.model).state_dict()
+            check_dtypes(own, weights, filename)
+            if not own.keys() & weights.keys():
+                raise ValueError(
+                    f'no tensor of {filename!r} matches the model: it holds '
+                    f'{", ".join(list(weights)[:3])}, ..., the model {", ".join(list(own)[:3])}, ... '
+                    'Weights of a timm model go into a classifier by init_from.'
+                )
             if 'meta' in checkpoint:
                 checkpoint['meta'].pop('config', None)  # mmengine's resume would execute it
             return checkpoint
