@@ -3,22 +3,38 @@
 from __future__ import annotations
 
 import glob
+import io
+import logging
+import os
+import warnings
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-from PIL import Image
+from PIL import Image, ImageOps
 
 __all__ = [
+    'SUFFIXES',
     'UnreadableImageError',
     'choose',
     'class_folders',
     'find_images',
+    'list_folder',
     'read_image',
+    'read_size',
     'timm_transform',
 ]
+
+SUFFIXES = (
+    '.jpg', '.jpeg', '.png', '.ppm', '.bmp', '.pgm', '.tif', '.tiff', '.webp', '.gif',
+)  # fmt: skip
+"""Endings of image files, in any case: torchvision's and GIF."""
+
+_ORIENTATION = 0x0112
+_logger = logging.getLogger(__name__)
+_said: set[str] = set()
 
 
 class UnreadableImageError(ValueError):
@@ -29,28 +45,127 @@ class UnreadableImageError(ValueError):
         super().__init__(message.rpartition('UnreadableImageError: ')[2].strip())
 
 
-def read_image(path: str | Path) -> np.ndarray:
-    """Read a file as an (H, W, 3) uint8 array.
+def read_image(path: str | Path, data: bytes | None = None) -> np.ndarray:
+    """Read a file as an (H, W, 3) uint8 array, RGB, turned as its EXIF orientation says.
+
+    Grey values of 16 bits are divided by 257, floating-point values in [0, 1] multiplied by 255 and
+    those in [0, 255] rounded; the first such file is logged. An alpha channel is dropped. Of an
+    animation the first frame is read.
+
+    Args:
+        path: The file.
+        data: Its bytes, where they have been read already.
 
     Raises:
-        UnreadableImageError: names a file that is truncated, broken, absent or no image.
+        UnreadableImageError: The file is truncated, broken, absent, no image, larger than Pillow's limit
+            (`PIL.Image.MAX_IMAGE_PIXELS`, twice), or has values of another range.
     """
     try:
-        with Image.open(path) as image:
-            return np.array(image.convert('RGB'))
-    # Pillow raises SyntaxError for broken PNGs, its DecompressionBombError is no OSError
-    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
+        with Image.open(path if data is None else io.BytesIO(data)) as image:
+            return _to_rgb(_upright(image), path)
+    except Exception as error:  # Pillow's plugins raise errors of all kinds for broken files
         raise UnreadableImageError(f'cannot read the image {path}: {error}') from error
 
 
+def read_size(path: str | Path) -> tuple[int, int]:
+    """Read the width and height of the array that `read_image` gives, from the header alone.
+
+    Raises:
+        UnreadableImageError: As `read_image`, as far as the header shows.
+    """
+    try:
+        with Image.open(path) as image:
+            width, height = image.size
+            return (height, width) if _orientation(image) >= 5 else (width, height)
+    except Exception as error:
+        raise UnreadableImageError(f'cannot read the image {path}: {error}') from error
+
+
+def _orientation(image: Image.Image) -> int:
+    """The EXIF orientation: 1 is upright, from 5 on width and height are exchanged."""
+    try:
+        orientation = image.getexif().get(_ORIENTATION, 1)
+    except Exception:  # EXIF is broken more often than images are
+        return 1
+    return orientation if orientation in range(1, 9) else 1
+
+
+def _upright(image: Image.Image) -> Image.Image:
+    return image if _orientation(image) == 1 else ImageOps.exif_transpose(image)
+
+
+def _to_rgb(image: Image.Image, path: str | Path) -> np.ndarray:
+    """Convert any mode to (H, W, 3) uint8."""
+    if image.mode == 'F' or image.mode.startswith('I'):
+        values = np.asarray(image)
+        grey = np.rint(values.astype(np.float32) * _factor(values, path)).astype(np.uint8)
+        return np.repeat(grey[..., None], 3, axis=2)
+    with warnings.catch_warnings():
+        warnings.filterwarnings('ignore', 'Palette images with Transparency')
+        return np.array(image.convert('RGB'))
+
+
+def _factor(values: np.ndarray, path: str | Path) -> float:
+    """By how much values of 16 bits or floating point are multiplied to lie in [0, 255]."""
+    low, high = float(values.min()), float(values.max())
+    if values.dtype.kind == 'f':
+        if low >= 0 and high <= 255:  # false for NaN
+            kind, factor = ('[0, 1]', 255.0) if high <= 1 else ('[0, 255]', 1.0)
+            _say_once(f'floating-point values of {kind}, times {factor:g}', path)
+            return factor
+        expected = '[0, 1] or [0, 255]'
+    else:
+        if low >= 0 and high <= 65535:
+            _say_once('16 bits, divided by 257', path)
+            return 1 / 257
+        expected = '[0, 65535]'
+    raise ValueError(
+        f'its values range from {low:g} to {high:g}, expected {expected}; scale them, or save the image '
+        'with 8 bits'
+    )
+
+
+def _say_once(how: str, path: str | Path) -> None:
+    if how not in _said:
+        _said.add(how)
+        _logger.warning('images with %s, such as %s', how, path)
+
+
+def _is_foreign(name: str) -> bool:
+    """Whether a file or folder is hidden, or left by macOS: no data."""
+    return name.startswith('.') or name == '__MACOSX'
+
+
+def list_folder(folder: str | Path) -> tuple[list[Path], list[Path]]:
+    """List the images in a folder and all below it, and the other files; links are followed.
+
+    Hidden files and folders and `__MACOSX` are left out. A folder that several links lead to is listed
+    once.
+
+    Returns:
+        Images and other files, each sorted by path.
+    """
+    images: list[Path] = []
+    others: list[Path] = []
+    seen = set()
+    for root, folders, names in os.walk(folder, followlinks=True):
+        real = os.path.realpath(root)
+        folders[:] = [] if real in seen else [name for name in folders if not _is_foreign(name)]
+        if real in seen:
+            continue
+        seen.add(real)
+        for name in names:
+            if not _is_foreign(name):
+                (images if name.lower().endswith(SUFFIXES) else others).append(Path(root) / name)
+    return sorted(images), sorted(others)
+
+
 def find_images(sources: Sequence[str | Path]) -> list[Path]:
-    """Files, folders (with all below them) and glob patterns -> image files, each once.
+    """Files, folders (see `list_folder`) and glob patterns -> image files, each once.
 
     Raises:
         FileNotFoundError: if one of the sources gives no image.
     """
-    from torchvision.datasets.folder import IMG_EXTENSIONS
-
     found: dict[Path, None] = {}
     for source in sources:
         path = Path(source).expanduser()
@@ -60,18 +175,18 @@ def find_images(sources: Sequence[str | Path]) -> list[Path]:
         )
         files = [match for match in matches if match.is_file()]
         for folder in (match for match in matches if match.is_dir()):
-            files += sorted(p for p in folder.rglob('*') if p.suffix.lower() in IMG_EXTENSIONS)
+            files += list_folder(folder)[0]
         if not files:
             raise FileNotFoundError(
                 f'no image at {source}: expected an image file, a folder with images '
-                f'({", ".join(IMG_EXTENSIONS)}), or a pattern such as "photos/*.png"'
+                f'({", ".join(SUFFIXES)}), or a pattern such as "photos/*.png"'
             )
         found.update(dict.fromkeys(files))
     return list(found)
 
 
 def class_folders(folder: str | Path) -> list[Path]:
-    """The folders in a folder in the order of their names, hidden ones left out.
+    """The folders in a folder in the order of their names; hidden ones and `__MACOSX` are left out.
 
     Raises:
         FileNotFoundError: if there is no such folder.
@@ -79,7 +194,9 @@ def class_folders(folder: str | Path) -> list[Path]:
     path = Path(folder).expanduser()
     if not path.is_dir():
         raise FileNotFoundError(f'the folder {str(folder)!r} does not exist')
-    return sorted(found for found in path.glob('[!.]*') if found.is_dir())
+    return sorted(
+        found for found in path.iterdir() if found.is_dir() and not _is_foreign(found.name)
+    )
 
 
 def choose(length: int, number: int | None) -> list[int]:

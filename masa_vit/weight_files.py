@@ -141,6 +141,9 @@ def _check_archive(path: Path) -> None:
         members = archive.infolist()
         if any(member.compress_type != zipfile.ZIP_STORED for member in members):
             raise RefusedError('its members are compressed, as torch does not write them')
+        if any(member.external_attr & 0x10 or member.flag_bits & ~0x808 for member in members):
+            # torch would read a member that is marked as a folder as no bytes at all
+            raise RefusedError('a member is marked as a folder or encrypted')
         if sum(member.file_size for member in members) > size:
             raise RefusedError('its members are larger than the file')
         if len({member.filename for member in members}) < len(members):

@@ -116,6 +116,14 @@ def test_zip_bombs_are_refused(path):
         read(path, rewrite(zeros, lambda name, content: content, zipfile.ZIP_DEFLATED))
 
 
+def test_a_member_that_is_marked_as_a_folder_is_refused(path):
+    data = bytearray(add_digest(archive({'state_dict': WEIGHTS})))
+    entry = data.index(b'PK\1\2')
+    data[entry + 38] |= 0x10  # external attributes
+    with pytest.raises(ValueError, match='marked as a folder'):
+        read(path, bytes(data))
+
+
 def test_shapes_beyond_the_file_are_refused(path):
     wide = torch.zeros(1).expand(10**10)
     with pytest.raises(ValueError, match=r'state_dict\.a of shape \(10000000000,\) would have'):

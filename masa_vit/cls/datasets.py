@@ -20,7 +20,13 @@ from mmengine.logging import print_log
 from mmengine.registry import DATASETS
 from torch.utils.data import Dataset
 
-from masa_vit.images import UnreadableImageError, read_image
+from masa_vit.images import (
+    SUFFIXES,
+    UnreadableImageError,
+    class_folders,
+    list_folder,
+    read_image,
+)
 
 from .transforms import to_chw
 
@@ -155,7 +161,7 @@ class TorchvisionDataset(ImageDataset):
 class ImageFolder(ImageDataset):
     """Images in one folder a class: ``data_root/split/class/**/image.png``.
 
-    Folders whose name begins with a dot are no classes.
+    Which files are images, and which folders no classes: see `masa_vit.images.list_folder`.
 
     Args:
         data_root: folder of the dataset.
@@ -202,9 +208,7 @@ class ImageFolder(ImageDataset):
     def _find_classes(self, classes: Sequence[str] | None) -> list[str]:
         if not self.root.is_dir():
             raise FileNotFoundError(f'no data folder {self.root.absolute()}. {self._advice}')
-        found = sorted(
-            path.name for path in self.root.iterdir() if path.is_dir() and path.name[0] != '.'
-        )
+        found = [path.name for path in class_folders(self.root)]
         if not found:
             raise FileNotFoundError(f'no class folder in {self.root.absolute()}. {self._advice}')
         if classes is None:
@@ -217,18 +221,32 @@ class ImageFolder(ImageDataset):
         return list(classes)
 
     def _find_images(self, names: list[str]) -> tuple[list[str], list[int]]:
-        from torchvision.datasets.folder import IMG_EXTENSIONS, make_dataset
-
-        index = {name: i for i, name in enumerate(names)}
-        found = make_dataset(str(self.root), index, IMG_EXTENSIONS, allow_empty=True)
-        count = Counter(target for _, target in found)
-        if empty := [str(self.root.absolute() / name) for name in names if not count[index[name]]]:
+        paths: list[str] = []
+        targets: list[int] = []
+        others: list[Path] = []
+        for target, name in enumerate(names):
+            images, foreign = list_folder(self.root / name)
+            paths += map(str, images)
+            targets += [target] * len(images)
+            others += foreign
+        if others:
+            print_log(
+                f'{len(others)} files in the class folders of {self.root.absolute()} are no images '
+                f'({", ".join(SUFFIXES)}) and left out: {", ".join(path.name for path in others[:5])}'
+                f'{", ..." * (len(others) > 5)}',
+                'current',
+                logging.WARNING,
+            )
+        count = Counter(targets)
+        if empty := [
+            str(self.root.absolute() / name) for i, name in enumerate(names) if not count[i]
+        ]:
             raise FileNotFoundError(
                 f'{len(empty)} of {len(names)} class folders hold no image '
-                f'({", ".join(IMG_EXTENSIONS)}): {", ".join(empty[:10])}\n'
+                f'({", ".join(SUFFIXES)}): {", ".join(empty[:10])}\n'
                 'Put images there or remove the folder, in every split alike.'
             )
-        return [path for path, _ in found], [target for _, target in found]
+        return paths, targets
 
     def load(self, index: int) -> np.ndarray:
         """The image as (H, W, 3) uint8; UnreadableImageError names a file that is none."""

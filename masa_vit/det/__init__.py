@@ -25,16 +25,19 @@ import masa_vit.safe_loading  # noqa: E402, F401  (mmengine then reads checkpoin
 # after the operators, which mmdet's modules look for when they are imported
 from masa_vit.det.attention import WindowedAttention  # noqa: E402
 from masa_vit.det.backbone import MasaViT  # noqa: E402
-from masa_vit.det.datasets import CheckedCocoDataset  # noqa: E402
+from masa_vit.det.datasets import CheckedCocoDataset, CheckedCocoMetric  # noqa: E402
 from masa_vit.det.hooks import DetClassesCheckHook  # noqa: E402
+from masa_vit.det.loading import LoadImageFromFile  # noqa: E402
 from masa_vit.det.precision import Float32HeadsHook  # noqa: E402
 from masa_vit.det.simple_fpn import SimpleFPN  # noqa: E402
 from masa_vit.det.visualization import ValidationPicturesHook  # noqa: E402
 
 __all__ = [
     'CheckedCocoDataset',
+    'CheckedCocoMetric',
     'DetClassesCheckHook',
     'Float32HeadsHook',
+    'LoadImageFromFile',
     'MasaViT',
     'SimpleFPN',
     'ValidationPicturesHook',

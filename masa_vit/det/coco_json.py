@@ -20,6 +20,17 @@ LAYOUT = (
 )
 
 
+_TYPES: dict[str, tuple[tuple[type, ...], str]] = {
+    'id': ((int,), 'an integer'),
+    'image_id': ((int,), 'an integer'),
+    'category_id': ((int,), 'an integer'),
+    'file_name': ((str,), 'a path'),
+    'name': ((str,), 'a name'),
+    'iscrowd': ((int, bool), '0 or 1'),
+    'ignore': ((int, bool), '0 or 1'),
+}
+
+
 def read_coco(path: str, with_annotations: bool = True) -> dict:
     """Read a file in COCO's JSON format and check its structure, not the single annotations.
 
@@ -30,15 +41,16 @@ def read_coco(path: str, with_annotations: bool = True) -> dict:
 
     Raises:
         FileNotFoundError: if there is no such file.
-        ValueError: if it is no JSON, lacks what COCO's format has, or gives an id twice.
+        ValueError: if it is no JSON, lacks what COCO's format has, has a field of another type, or gives
+            an id twice.
     """
     where = os.path.abspath(path)
     if not os.path.isfile(path):
         raise FileNotFoundError(f'no annotation file {where}.\n{LAYOUT}')
     try:
-        with open(path, encoding='utf-8') as file:
+        with open(path, encoding='utf-8-sig') as file:  # with a byte-order mark, too
             content = json.load(file)
-    except ValueError as error:  # JSONDecodeError, UnicodeDecodeError
+    except (ValueError, RecursionError) as error:  # JSONDecodeError, UnicodeDecodeError
         raise ValueError(
             f'{where} is no JSON, or was cut short ({error}); expected a file in COCO format'
         ) from error
@@ -53,9 +65,12 @@ def read_coco(path: str, with_annotations: bool = True) -> dict:
     content.setdefault('annotations', [])
     _check_entries(where, 'images', content['images'], ('id', 'file_name', 'width', 'height'))
     _check_entries(where, 'categories', content['categories'], ('id', 'name'))
-    _check_unique(where, 'category names', (entry['name'] for entry in content['categories']))
     fields = ('id', 'image_id', 'category_id')  # without them not even pycocotools reads the file
     _check_entries(where, 'annotations', content['annotations'], fields)
+    for key in ('images', 'categories', 'annotations'):
+        _check_types(where, key, content[key])
+        _check_unique(where, f'{key} ids', (entry['id'] for entry in content[key]))
+    _check_unique(where, 'category names', (entry['name'] for entry in content['categories']))
     if bad := [
         entry['file_name']
         for entry in content['images']
@@ -151,7 +166,20 @@ def _check_entries(where: str, key: str, entries: list, fields: tuple[str, ...])
                 f'{where}: {key}[{number}] is {json.dumps(entry)[:200]} and has no '
                 f'{", ".join(lacking)}; each of the {key} needs {", ".join(fields)}'
             )
-    _check_unique(where, f'{key} ids', (entry['id'] for entry in entries))
+
+
+def _check_types(where: str, key: str, entries: list[dict]) -> None:
+    """Refuse other types than those of COCO: a text such as "0" is taken for true."""
+    for number, entry in enumerate(entries):
+        for name, (kinds, expected) in _TYPES.items():
+            value = entry.get(name)
+            if name in entry and (
+                type(value) not in kinds or (bool in kinds and value not in (0, 1))
+            ):
+                raise ValueError(
+                    f'{where}: {key}[{number}].{name} is {json.dumps(value)[:80]} '
+                    f'({type(value).__name__}), expected {expected}'
+                )
 
 
 def _check_unique(where: str, what: str, values: Iterable[Hashable]) -> None:

@@ -10,14 +10,43 @@ from typing import Any
 
 from mmdet.datasets import CocoDataset
 from mmdet.datasets.api_wrappers import COCO
-from mmdet.registry import DATASETS
+from mmdet.evaluation import CocoMetric
+from mmdet.registry import DATASETS, METRICS
+from mmengine.fileio import get_local_path
 from mmengine.logging import print_log
 
-from masa_vit.images import UnreadableImageError, read_image
+from masa_vit.images import UnreadableImageError, read_image, read_size
 
 from .coco_json import LAYOUT, annotation_problem, read_coco, some
 
-__all__ = ['CheckedCocoDataset']
+__all__ = ['CheckedCocoDataset', 'CheckedCocoMetric']
+
+_SIZES = 2000  # images whose size is compared at the start; all are when they are loaded
+
+
+def make_coco(content: dict) -> COCO:
+    """The index of pycocotools for what `read_coco` read."""
+    coco = COCO()
+    coco.dataset = content
+    coco.createIndex()
+    coco.img_ann_map, coco.cat_img_map = coco.imgToAnns, coco.catToImgs
+    return coco
+
+
+@METRICS.register_module()
+class CheckedCocoMetric(CocoMetric):
+    """`mmdet.evaluation.CocoMetric`, whose annotation file is read and checked by `read_coco`.
+
+    Args:
+        ann_file: see `mmdet.evaluation.CocoMetric`.
+        kwargs: see `mmdet.evaluation.CocoMetric`, save `sort_categories`.
+    """
+
+    def __init__(self, ann_file: str | None = None, **kwargs: Any) -> None:
+        super().__init__(ann_file=None, **kwargs)
+        if ann_file is not None:
+            with get_local_path(ann_file, backend_args=self.backend_args) as path:
+                self._coco_api = make_coco(read_coco(path))
 
 
 @DATASETS.register_module()
@@ -76,11 +105,15 @@ class CheckedCocoDataset(CocoDataset):
             dict(id=ids[name], name=name) for name in self._metainfo['classes']
         ]
         content['annotations'] = self._usable(content, names)
-        coco = COCO()
-        coco.dataset = content
-        coco.createIndex()
-        coco.img_ann_map, coco.cat_img_map = coco.imgToAnns, coco.catToImgs
-        return coco
+        for image in content['images']:
+            image['file_name'] = self._with_slashes(image['file_name'])
+        return make_coco(content)
+
+    def _with_slashes(self, name: str) -> str:
+        """The path of an image in a file that was written on Windows."""
+        if '\\' not in name or os.path.exists(os.path.join(self.data_prefix['img'], name)):
+            return name
+        return name.replace('\\', '/')
 
     def _check_categories(self, found: list[str]) -> None:
         classes = list(self._metainfo['classes'])
@@ -118,6 +151,7 @@ class CheckedCocoDataset(CocoDataset):
         kept: list[dict] = []
         left_out: Counter[str] = Counter()
         bad: defaultdict[str, list[str]] = defaultdict(list)
+        thin = 0
         for annotation in content['annotations']:
             name = names.get(annotation['category_id'])
             if name is not None and name not in classes:
@@ -130,9 +164,17 @@ class CheckedCocoDataset(CocoDataset):
             )
             if problem is None:
                 kept.append(annotation)
+                thin += min(annotation['bbox'][2:]) <= 1 if 'bbox' in annotation else 0
             else:
                 image = images.get(annotation['image_id'], {'file_name': 'none'})
                 bad[problem].append(f'annotation {annotation["id"]}, image {image["file_name"]}')
+        if thin:
+            print_log(
+                f'{os.path.abspath(self.ann_file)}: {thin} boxes are 1 pixel wide or high; they are '
+                'kept. Boxes are [x, y, width, height] in pixels.',
+                'current',
+                logging.WARNING,
+            )
         self._report(bad, left_out, len(kept))
         return kept
 
@@ -153,7 +195,7 @@ class CheckedCocoDataset(CocoDataset):
             for problem, cases in bad.items()
         )
         if self.on_bad_annotation == 'raise' or (not kept and not self.test_mode):
-            raise ValueError(f'{text}\nMend the file or remove these annotations from it.')
+            raise ValueError(f'{text}\nFix the file or remove these annotations from it.')
         print_log(
             f"{text}\nThey are left out; on_bad_annotation='raise' in the dataset's config would "
             'stop here.',
@@ -181,7 +223,26 @@ class CheckedCocoDataset(CocoDataset):
                     f'{some([os.path.abspath(path) for path in missing])}.\n'
                     f'file_name in the file is relative to data_prefix.img. {LAYOUT}'
                 )
+            self._check_sizes(kept)
         return kept
+
+    def _check_sizes(self, images: list[dict]) -> None:
+        """Compare width and height with the headers of the image files."""
+        wrong = []
+        for image in images[:: max(1, len(images) // _SIZES)]:
+            try:
+                width, height = read_size(image['img_path'])
+            except UnreadableImageError:
+                continue  # refused where it is loaded
+            if (width, height) != (image['width'], image['height']):
+                listed = f'{image["width"]}x{image["height"]}'
+                wrong.append(f'{image["img_path"]} is {width}x{height}, listed as {listed}')
+        if wrong:
+            raise ValueError(
+                f'{os.path.abspath(self.ann_file)}: {len(wrong)} images have another size than their '
+                f'files: {some(wrong, 3)}. Boxes would lie elsewhere: correct width and height, or use '
+                'the images that were annotated (images are turned as their EXIF orientation says).'
+            )
 
     def _is_local(self) -> bool:
         steps = [getattr(step, 'backend_args', None) for step in self.pipeline.transforms]
@@ -200,14 +261,14 @@ class CheckedCocoDataset(CocoDataset):
 
 
 def _explain(error: Exception, path: str, ann_file: str) -> None:
-    """Raise UnreadableImageError if it was the image that failed in the pipeline."""
-    advice = f'Mend or replace the file, or remove it from the images in {ann_file}.'
+    """Raise UnreadableImageError, with the way out, if the image made the pipeline fail."""
+    advice = f'Fix or replace the file, or remove it from the images in {ann_file}.'
     try:
         read_image(path)
     except UnreadableImageError as unreadable:
         raise UnreadableImageError(f'{unreadable}\n{advice}') from error
-    if 'failed to load image' in str(error):  # readable by Pillow, but not by mmcv's backend
-        raise UnreadableImageError(f'cannot read the image {path}: {error}\n{advice}') from error
+    if isinstance(error, UnreadableImageError):
+        raise UnreadableImageError(f'{error}\n{advice}') from error
 
 
 def _check_classes(classes: Any) -> None:

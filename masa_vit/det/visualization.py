@@ -8,12 +8,13 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-import mmcv
 from mmdet.engine.hooks import DetVisualizationHook
 from mmdet.registry import HOOKS
 from mmengine.dist import is_main_process
 from mmengine.fileio import get
 from mmengine.runner import EpochBasedTrainLoop
+
+from masa_vit.images import read_image
 
 
 @HOOKS.register_module()
@@ -67,9 +68,8 @@ class ValidationPicturesHook(DetVisualizationHook):
 
     def _draw(self, runner: Any, number: int, sample: Any) -> None:
         by_epoch = isinstance(runner._train_loop, EpochBasedTrainLoop)
-        image = mmcv.imfrombytes(
-            get(sample.img_path, backend_args=self.backend_args), channel_order='rgb'
-        )
+        data = get(sample.img_path, backend_args=self.backend_args)
+        image = read_image(sample.img_path, data)
         with quiet_drawing():
             runner.visualizer.add_datasample(
                 f'val_{number}_{Path(sample.img_path).stem}',

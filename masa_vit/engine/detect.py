@@ -109,7 +109,7 @@ class Detector:
         results: list[dict[str, Any]] = [{'path': str(path)} for path in images]
         for result in results:
             try:
-                _check_image(result['path'])
+                read_image(result['path'])
             except UnreadableImageError as error:
                 if on_error == 'raise':
                     raise
@@ -126,7 +126,7 @@ class Detector:
     def _predict(self, batch: list[dict[str, Any]], score_thr: float) -> None:
         with quiet_drawing():
             outputs = self.inferencer(
-                [result['path'] for result in batch],
+                [read_image(result['path'])[..., ::-1] for result in batch],  # BGR
                 batch_size=len(batch),
                 return_vis='picture' in batch[0],
                 pred_score_thr=score_thr,
@@ -172,12 +172,6 @@ class _StrictInferencer(DetInferencer):
     def _init_collate(self, cfg: Config) -> Any:
         # mmengine would warn that mmdet has no registry of functions
         return super()._init_collate(cfg) if 'collate_fn' in cfg.test_dataloader else pseudo_collate
-
-
-def _check_image(path: str) -> None:
-    read_image(path)  # finds truncated files, which OpenCV fills up with grey
-    if mmcv.imread(path) is None:
-        raise UnreadableImageError(f'cannot read the image {path}: OpenCV does not know its format')
 
 
 def _picture_files(results: list[dict[str, Any]], folder: str | Path) -> list[Path]:

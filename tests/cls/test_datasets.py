@@ -244,3 +244,20 @@ def test_torchvision_missing_files(name: str, tmp_path: Path) -> None:
     cfg = dict(type='TorchvisionDataset', name=name, data_root=str(tmp_path))
     with pytest.raises(FileNotFoundError, match=rf'no {name} in .*\n.*download=True'):
         DATASETS.build(cfg)
+
+
+def test_other_files_in_class_folders_are_named_once(image_root, monkeypatch):
+    told = []
+    monkeypatch.setattr('masa_vit.cls.datasets.print_log', lambda text, *_: told.append(text))
+    before = len(DATASETS.build(dict(type='ImageFolder', data_root=str(image_root), split='val')))
+    assert told == []
+    cat = image_root / 'val' / 'cat'
+    for name in ('notes.txt', 'a.heic', '._0.png', '.hidden.png'):
+        (cat / name).write_text('no image')
+    (image_root / 'val' / '__MACOSX').mkdir()
+    data = DATASETS.build(dict(type='ImageFolder', data_root=str(image_root), split='val'))
+    assert len(data) == before
+    assert data.metainfo['classes'] == ['cat', 'dog', 'emu']
+    (text,) = told
+    assert '2 files in the class folders of' in text
+    assert 'a.heic, notes.txt' in text

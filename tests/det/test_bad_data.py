@@ -120,7 +120,7 @@ def test_nothing_but_bad_annotations(coco_root: Path) -> None:
             annotation['image_id'] = str(annotation['image_id'])
 
     edit(coco_root, change)
-    with pytest.raises(ValueError, match=r'19 of 19(.|\n)*19 with an image_id that no image has'):
+    with pytest.raises(ValueError, match=r'annotations\[0\]\.image_id is "1" \(str\)'):
         build(coco_root)
 
 
@@ -161,15 +161,6 @@ def test_unreadable_image_is_named(coco_root: Path, damage: str, in_worker: bool
     assert 'instances_train2017.json' in message
     assert 'Traceback' not in message
     assert data[0]['inputs'].shape == (3, 64, 80)
-
-
-def test_image_that_pillow_alone_reads(coco_root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    data = build(coco_root)
-    monkeypatch.setattr('mmcv.imfrombytes', lambda *args, **kwargs: None)
-    with pytest.raises(
-        UnreadableImageError, match=r'cannot read the image .*1\.jpg: failed to load'
-    ):
-        data[0]
 
 
 def test_errors_of_the_pipeline_are_not_taken_for_those_of_images(coco_root: Path) -> None:

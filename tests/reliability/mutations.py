@@ -123,6 +123,11 @@ def main() -> int:
                 print(f'{kind}: {type(error).__name__}: {error}')
             else:
                 outcome = 'equal' if changed == data or is_equal(content, expected) else 'WRONG'
+                if outcome == 'WRONG':
+                    places = [
+                        at for at, (a, b) in enumerate(zip(data, changed, strict=False)) if a != b
+                    ]
+                    print(f'file {number}: {kind} changes bytes {places[:8]} of {len(data)}')
             counts[path.suffix, outcome] += 1
     for (suffix, outcome), count in sorted(counts.items()):
         print(f'{suffix:14}{outcome:10}{count:8}')

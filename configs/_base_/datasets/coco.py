@@ -62,7 +62,7 @@ val_dataloader = dict(
 test_dataloader = val_dataloader
 
 val_evaluator = dict(
-    type='CocoMetric',
+    type='CheckedCocoMetric',
     ann_file=_data_root + 'annotations/instances_val2017.json',
     metric=['bbox', 'segm'],
 )
