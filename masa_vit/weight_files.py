@@ -11,6 +11,7 @@ import contextlib
 import hashlib
 import io
 import json
+import math
 import pickle
 import re
 import sys
@@ -301,16 +302,19 @@ def _check_content(content: Any, size: int) -> None:
             kind = type(content[name]).__name__
             raise RefusedError(f'{name!r} is a {kind}, expected a mapping')
     _check_names(content.get('state_dict', {}))
-    for place, value in walk(
-        {k: v for k, v in content.items() if k != 'message_hub'}, size + _ITEMS
-    ):
+    if fault := find_not_finite(content):
+        raise RefusedError(f'{fault}, as of a training that diverged')
+
+
+def find_not_finite(content: Mapping[str, Any]) -> str | None:
+    """Describe the first tensor with NaN or infinite values; metrics (`message_hub`) may have them."""
+    for place, value in walk({k: v for k, v in content.items() if k != 'message_hub'}):
         if isinstance(value, torch.Tensor) and value.is_floating_point():
-            if not torch.isfinite(value).all():
-                count = int((~torch.isfinite(value)).sum())
-                raise RefusedError(
-                    f'{place} has {count:,} of {value.numel():,} values that are NaN or infinite, as of '
-                    'a training that diverged'
-                )
+            finite = torch.isfinite(value)
+            if not finite.all():
+                count = int((~finite).sum())
+                return f'{place} has {count:,} of {value.numel():,} values that are NaN or infinite'
+    return None
 
 
 def _check_names(weights: Mapping[Any, Any]) -> None:
@@ -338,7 +342,7 @@ def _check_tensor(place: str, tensor: torch.Tensor, size: int) -> int:
     return bytes_
 
 
-def walk(content: Any, limit: int) -> Iterator[tuple[str, Any]]:
+def walk(content: Any, limit: float = math.inf) -> Iterator[tuple[str, Any]]:
     """Yield all items of nested containers, with their places; shared ones as often as they occur.
 
     Raises:

@@ -78,8 +78,8 @@ def test_train_then_test(capsys, tmp_path):
 
     assert main(['train', str(TOY), '--work-dir', str(work_dir), *options]) == 1
     assert 'holds another run' in capsys.readouterr().err
-    assert main(['train', str(TOY), '--work-dir', str(tmp_path / 'new'), '--resume']) == 1
-    assert 'nothing to resume' in capsys.readouterr().err
+    assert main(['train', str(TOY), '--work-dir', str(tmp_path / 'new'), '--resume', *options]) == 0
+    assert 'Nothing to resume' in capsys.readouterr().out
 
 
 def test_tools_call_the_command():

@@ -112,10 +112,3 @@ def test_fine_tune_then_resume_without_the_initial_weights(run, tmp_path, capsys
     argv = ['train', CONFIG, '--work-dir', str(again), '--resume', str(tuned / 'epoch_1.pth')]
     assert main([*argv, '--cfg-options', *options]) == 0
     assert (again / 'epoch_2.pth').is_file()
-
-
-def test_resume_without_a_checkpoint(tmp_path, capsys):
-    argv = ['train', CONFIG, '--work-dir', str(tmp_path / 'empty'), '--resume']
-    assert main([*argv, '--cfg-options', *SMALL]) == 1
-    assert 'nothing to resume' in capsys.readouterr().err
-    assert not (tmp_path / 'empty').exists()

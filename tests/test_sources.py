@@ -104,5 +104,5 @@ def test_broken_folders(folder):
     with pytest.raises(ValueError, match='cannot be read'):
         load_source(str(folder))
     (folder / 'model.safetensors').unlink()
-    with pytest.raises(ValueError, match='No suitable checkpoints'):
+    with pytest.raises(FileNotFoundError, match='has no weights; expected one of'):
         load_source(str(folder))

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +18,7 @@ from masa_vit.engine.files import LAST_CHECKPOINT
 from masa_vit.engine.hooks.parameters import unwrap
 from masa_vit.engine.loop import TrainLoop
 from masa_vit.staging import write_atomically
+from masa_vit.weight_files import find_not_finite
 
 
 @HOOKS.register_module()
@@ -216,24 +216,12 @@ _BUFFER = '__history_buffer__'
 
 def _check_finite(checkpoint: dict[str, Any]) -> None:
     """Refuse to save a model that is of no use: the file would replace a good one."""
-    for key in ('state_dict', 'ema_state_dict', 'optimizer'):
-        for name, tensor in tensors_in(checkpoint.get(key), key):
-            if tensor.is_floating_point() and not torch.isfinite(tensor).all():
-                raise ValueError(
-                    f'{name} is not finite (NaN or infinite) in epoch {checkpoint["meta"]["epoch"]}, '
-                    f'iteration {checkpoint["meta"]["iter"]}; nothing was saved, the checkpoint before '
-                    'is kept. Go on from it with a smaller learning rate, or with clip_grad.'
-                )
-
-
-def tensors_in(value: Any, name: str) -> Iterator[tuple[str, torch.Tensor]]:
-    """The tensors in nested containers, with their places."""
-    if isinstance(value, torch.Tensor):
-        yield name, value
-    elif isinstance(value, (dict, list, tuple)):
-        items = value.items() if isinstance(value, dict) else enumerate(value)
-        for key, item in items:
-            yield from tensors_in(item, f'{name}.{key}')
+    if fault := find_not_finite(checkpoint):
+        meta = checkpoint['meta']
+        raise ValueError(
+            f'{fault} in epoch {meta["epoch"]}, iteration {meta["iter"]}; nothing was saved, the '
+            'checkpoint before is kept. Go on from it with a smaller learning rate, or with clip_grad.'
+        )
 
 
 def _to_plain(value: Any) -> Any:
