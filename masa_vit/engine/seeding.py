@@ -9,8 +9,10 @@ keeps a generator of its own is not covered.
 
 from __future__ import annotations
 
+import os
 import random
 import signal
+import threading
 from collections import deque
 from collections.abc import Iterator, Sequence
 from typing import Any
@@ -136,13 +138,20 @@ def number_batches(config: dict[str, Any], seed: int, rank: int) -> dict[str, An
 
 
 def init_worker(worker_id: int, **kwargs: Any) -> None:
-    """Start a loader worker as mmengine does, and leave stopping to the main process.
+    """Start a loader worker as mmengine does, and let the main process alone end it.
 
-    Ctrl-C and cluster schedulers signal all processes of a group. The main process finishes its
+    Ctrl-C and cluster schedulers signal all processes of a group. The main process then finishes its
     step and saves, for which it needs the batches of its workers.
     """
     _mmengine_init(worker_id, **kwargs)
     signal.signal(signal.SIGINT, signal.SIG_IGN)
-    if hasattr(signal, 'alarm'):
-        # a worker that the main process ends has 30 seconds for its sample
-        signal.signal(signal.SIGTERM, lambda *_: signal.alarm(30))
+    if hasattr(signal, 'sigwaitinfo'):  # not on macOS and Windows
+        signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})
+        threading.Thread(target=_wait_for_parent, args=(os.getppid(),), daemon=True).start()
+
+
+def _wait_for_parent(parent: int) -> None:
+    """Exit at the SIGTERM that the main process sends; ignore those of others."""
+    while signal.sigwaitinfo({signal.SIGTERM}).si_pid != parent:
+        pass
+    os._exit(0)

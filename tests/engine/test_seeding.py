@@ -1,7 +1,13 @@
 """Random numbers are a function of seed, rank, batch and index."""
 
+import functools
+import multiprocessing
 import pickle
 import random
+import signal
+import subprocess
+import sys
+import time
 
 import numpy as np
 import pytest
@@ -9,7 +15,13 @@ import torch
 from mmengine.dataset import DefaultSampler
 from torch.utils.data import DataLoader, Dataset
 
-from masa_vit.engine.seeding import NumberedBatches, SeededDataset, number_batches, seed_everything
+from masa_vit.engine.seeding import (
+    NumberedBatches,
+    SeededDataset,
+    init_worker,
+    number_batches,
+    seed_everything,
+)
 
 
 class Draws(Dataset):
@@ -110,3 +122,25 @@ def test_the_pipeline_of_the_wrapped_dataset_can_be_replaced():
     seeded = SeededDataset(data, seed=0, rank=0)
     seeded.pipeline = 'second'
     assert data.pipeline == 'second' == seeded.pipeline
+
+
+class Slow(Draws):
+    def __getitem__(self, index):
+        time.sleep(0.2)
+        return super().__getitem__(index)
+
+
+@pytest.mark.skipif(not hasattr(signal, 'sigwaitinfo'), reason='the system has no sigwaitinfo')
+def test_workers_ignore_signals_to_their_group_and_end_with_the_main_process():
+    start = functools.partial(init_worker, num_workers=2, rank=0, seed=0)
+    loader = iter(DataLoader(Slow(), batch_size=2, num_workers=2, worker_init_fn=start))
+    next(loader)
+    workers = multiprocessing.active_children()
+    assert len(workers) == 2
+    stranger = 'import os, signal, sys; [os.kill(int(p), signal.SIGTERM) for p in sys.argv[1:]]'
+    subprocess.run([sys.executable, '-c', stranger, *(str(w.pid) for w in workers)], check=True)
+    assert len(list(loader)) == 3
+    for worker in workers:
+        worker.terminate()
+        worker.join(timeout=10)
+        assert worker.exitcode == 0
