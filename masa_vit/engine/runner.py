@@ -133,6 +133,10 @@ class Runner(_Runner):
             for hook in self.hooks:
                 if hasattr(hook, 'close'):
                     hook.close()
+            for loop in (self._train_loop, self._val_loop):
+                if isinstance(loop, BaseLoop):
+                    # ends persistent workers now; collected later, each would take 5 seconds
+                    loop.dataloader._iterator = None
 
     def build_train_loop(self, loop: BaseLoop | dict[str, Any]) -> BaseLoop:
         """As mmengine's, with numbered batches; by epochs a `TrainLoop`."""
