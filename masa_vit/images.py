@@ -62,7 +62,10 @@ def read_image(path: str | Path, data: bytes | None = None) -> np.ndarray:
     """
     try:
         with Image.open(path if data is None else io.BytesIO(data)) as image:
-            return _to_rgb(_upright(image), path)
+            image.load()  # turns a TIFF
+            if _orientation(image) != 1:
+                return _to_rgb(ImageOps.exif_transpose(image), path)
+            return _to_rgb(image, path)
     except Exception as error:  # Pillow's plugins raise errors of all kinds for broken files
         raise UnreadableImageError(f'cannot read the image {path}: {error}') from error
 
@@ -75,8 +78,9 @@ def read_size(path: str | Path) -> tuple[int, int]:
     """
     try:
         with Image.open(path) as image:
-            width, height = image.size
-            return (height, width) if _orientation(image) >= 5 else (width, height)
+            width, height = image.size  # of a TIFF, turned
+            turned = image.format != 'TIFF' and _orientation(image) >= 5
+            return (height, width) if turned else (width, height)
     except Exception as error:
         raise UnreadableImageError(f'cannot read the image {path}: {error}') from error
 
@@ -84,14 +88,11 @@ def read_size(path: str | Path) -> tuple[int, int]:
 def _orientation(image: Image.Image) -> int:
     """The EXIF orientation: 1 is upright, from 5 on width and height are exchanged."""
     try:
-        orientation = image.getexif().get(_ORIENTATION, 1)
+        # the method of PNG files would decode the image
+        orientation = Image.Image.getexif(image).get(_ORIENTATION, 1)
     except Exception:  # EXIF is broken more often than images are
         return 1
     return orientation if orientation in range(1, 9) else 1
-
-
-def _upright(image: Image.Image) -> Image.Image:
-    return image if _orientation(image) == 1 else ImageOps.exif_transpose(image)
 
 
 def _to_rgb(image: Image.Image, path: str | Path) -> np.ndarray:

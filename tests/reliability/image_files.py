@@ -39,6 +39,7 @@ def readable() -> Iterator[tuple[str, bytes, np.ndarray, int]]:
         exif[0x0112] = orientation
         stored = Image.fromarray(np.ascontiguousarray(turned))
         yield f'exif_{orientation}.png', encoded(stored, 'PNG', exif=exif), rgb, 0
+        yield f'exif_{orientation}.tif', encoded(stored, 'TIFF', exif=exif), rgb, 0
     exif = Image.Exif()
     exif[0x0112] = 6
     photo = Image.fromarray(np.ascontiguousarray(np.rot90(rgb)))
