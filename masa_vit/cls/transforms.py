@@ -139,6 +139,13 @@ class TorchvisionTransform:
         return results
 
 
+def _posterize(image: Image.Image, bits: int, **kwargs: Any) -> Image.Image:
+    """timm's, also for 0 bits, which newer versions of Pillow refuse: the image is black then."""
+    from timm.data.auto_augment import posterize
+
+    return posterize(image, bits, **kwargs) if bits >= 1 else image.point(lambda value: 0)
+
+
 @TRANSFORMS.register_module()
 class TimmTransform:
     """timm's training or evaluation transform; gives normalised float images.
@@ -158,6 +165,10 @@ class TimmTransform:
             self.transform = create_transform(size, is_training=is_training, **kwargs)
         except TypeError as error:
             raise ValueError(f'TimmTransform: {error}') from error
+        for step in getattr(self.transform, 'transforms', []):
+            for op in getattr(step, 'ops', []):  # of RandAugment
+                if op.name.startswith('Posterize'):
+                    op.aug_fn = _posterize
 
     def __call__(self, results: dict) -> dict:
         """Transform ``results['inputs']`` in place."""

@@ -9,6 +9,7 @@ import torch
 from mmengine.dataset import default_collate
 from mmengine.dataset.utils import worker_init_fn
 from mmengine.registry import TRANSFORMS
+from PIL import Image
 from torch.utils.data import DataLoader
 
 from masa_vit.cls import ImageDataset
@@ -133,3 +134,14 @@ def test_unknown_argument(kind: str) -> None:
 def test_not_a_list_of_dicts(transforms: object) -> None:
     with pytest.raises(TypeError, match='dict\\(type=NAME'):
         TRANSFORMS.build(dict(type='Albumentations', transforms=transforms))
+
+
+def test_the_strongest_posterization_of_randaugment_is_black():
+    """Level 10 keeps 0 bits; Pillow refused that in training, now and then."""
+    transform = TRANSFORMS.build(
+        dict(type='TimmTransform', input_size=8, is_training=True, auto_augment='rand-m10-inc1')
+    )
+    augment = next(step for step in transform.transform.transforms if hasattr(step, 'ops'))
+    (op,) = (op for op in augment.ops if op.name == 'PosterizeIncreasing')
+    op.prob = 1.0
+    assert np.array(op(Image.fromarray(np.full((8, 8, 3), 200, np.uint8)))).max() == 0
