@@ -1,4 +1,4 @@
-"""Read and write files with weights: checked first, loaded as data, signed by a digest when ours.
+"""Read files with weights: checked first, loaded as data.
 
 Every command reads through this module. A file is a `.safetensors` file, or one of `torch.save` with
 tensors, plain containers, numbers and strings: nothing in it is executed, and no shape in it is believed
@@ -8,8 +8,6 @@ beyond the bytes that it has.
 from __future__ import annotations
 
 import contextlib
-import hashlib
-import io
 import json
 import math
 import pickle
@@ -24,10 +22,10 @@ from typing import Any
 import numpy as np
 import torch
 from safetensors import safe_open
-from safetensors.torch import save
 from timm.models import clean_state_dict
 
-DIGEST = 'masa_vit.sha256'
+from masa_vit.digests import DIGEST, digest_of_archive, digest_of_tensors
+
 _WEIGHTS = ('state_dict_ema', 'model_ema', 'state_dict', 'model')
 """Where weights lie in checkpoints, averaged ones first: timm's order."""
 
@@ -149,64 +147,10 @@ def _check_archive(path: Path) -> None:
             raise RefusedError('its members are larger than the file')
         if len({member.filename for member in members}) < len(members):
             raise RefusedError('two members have one name')
-        digest = _digest_of(archive)  # reading a member compares its CRC
+        digest = digest_of_archive(archive)  # reading a member compares its CRC
         found = [m for m in members if m.filename.rpartition('/')[2] == DIGEST]
         if found and archive.read(found[0]).decode('ascii') != digest:
             raise RefusedError('it is damaged or truncated: its content does not have its digest')
-
-
-def _digest_of(archive: zipfile.ZipFile) -> str:
-    """SHA-256 of names, sizes and bytes of all members but the digest itself, in order of names."""
-    digest = hashlib.sha256()
-    for member in sorted(archive.infolist(), key=lambda member: member.filename):
-        if member.filename.rpartition('/')[2] == DIGEST:
-            continue
-        digest.update(f'{member.filename}\0{member.file_size}\0'.encode())
-        with archive.open(member) as file:
-            while chunk := file.read(1 << 20):
-                digest.update(chunk)
-    return digest.hexdigest()
-
-
-def add_digest(data: bytes) -> bytes:
-    """Add a member with a SHA-256 digest to the bytes that `torch.save` wrote; torch ignores it."""
-    buffer = io.BytesIO(data)
-    with zipfile.ZipFile(buffer, 'a') as archive:
-        root = archive.namelist()[0].partition('/')[0]
-        member = zipfile.ZipInfo(f'{root}/{DIGEST}')  # without the time: equal content, equal bytes
-        archive.writestr(member, _digest_of(archive))
-    return buffer.getvalue()
-
-
-def save_weights(tensors: Mapping[str, torch.Tensor], metadata: Mapping[str, str]) -> bytes:
-    """The bytes of a `.safetensors` file, with a digest in its metadata.
-
-    Args:
-        tensors: On the CPU, contiguous.
-        metadata: Of the file.
-    """
-    return sign_safetensors(save(dict(tensors), dict(metadata)))
-
-
-def sign_safetensors(data: bytes) -> bytes:
-    """Add a SHA-256 digest to the metadata of a `.safetensors` file."""
-    length = 8 + int.from_bytes(data[:8], 'little')
-    header = json.loads(data[8:length])
-    metadata = {**header.get('__metadata__', {}), 'written_by': 'masa_vit'}
-    metadata.pop(DIGEST, None)
-    header = {'__metadata__': metadata, **{k: v for k, v in header.items() if k != '__metadata__'}}
-    metadata[DIGEST] = _digest_of_tensors(header, memoryview(data)[length:])
-    text = json.dumps(header, separators=(',', ':'), ensure_ascii=False).encode()
-    text += b' ' * (-len(text) % 8)  # the data are aligned
-    return len(text).to_bytes(8, 'little') + text + data[length:]
-
-
-def _digest_of_tensors(header: dict[str, Any], data: Any) -> str:
-    metadata = {key: value for key, value in header['__metadata__'].items() if key != DIGEST}
-    text = json.dumps({**header, '__metadata__': metadata}, sort_keys=True)
-    digest = hashlib.sha256(text.encode())
-    digest.update(data)
-    return digest.hexdigest()
 
 
 def _read_safetensors(path: Path) -> tuple[dict[str, torch.Tensor], dict[str, str]]:
@@ -227,7 +171,7 @@ def _check_safetensors(path: Path) -> None:
         marks = {DIGEST, 'written_by'} & set(metadata)
         if DIGEST not in marks and metadata.get('written_by') != 'masa_vit':
             return
-        if len(marks) < 2 or metadata[DIGEST] != _digest_of_tensors(header, file.read()):
+        if len(marks) < 2 or metadata[DIGEST] != digest_of_tensors(header, file.read()):
             raise RefusedError('it is damaged or truncated: its content does not have its digest')
 
 

@@ -10,15 +10,8 @@ import pytest
 import safetensors.torch
 import torch
 
-from masa_vit.weight_files import (
-    DIGEST,
-    add_digest,
-    read_safetensors,
-    read_weight_file,
-    save_weights,
-    sign_safetensors,
-    weights_in,
-)
+from masa_vit.digests import DIGEST, add_digest, save_weights, sign_safetensors
+from masa_vit.weight_files import read_safetensors, read_weight_file, weights_in
 
 
 def archive(content) -> bytes:

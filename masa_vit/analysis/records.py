@@ -19,9 +19,10 @@ from torch import nn
 from masa_vit.analysis import sharing
 from masa_vit.analysis.extract import coefficients
 from masa_vit.analysis.weights import shared_atoms
+from masa_vit.digests import save_weights
 from masa_vit.models import read_state_dict
 from masa_vit.staging import write_atomically
-from masa_vit.weight_files import read_safetensors, save_weights
+from masa_vit.weight_files import read_safetensors
 
 FOLDER = 'atoms'
 """Where in its work dir a run keeps its records."""

@@ -10,8 +10,9 @@ from typing import Any
 from mmengine.fileio import LocalBackend, register_backend
 
 import masa_vit.safe_loading  # noqa: F401  (mmengine then reads checkpoints as data)
+from masa_vit.digests import add_digest
 from masa_vit.staging import write_atomically
-from masa_vit.weight_files import add_digest, read_weight_file
+from masa_vit.weight_files import read_weight_file
 
 LAST_CHECKPOINT = 'last_checkpoint'
 SUMMARY = 'summary.json'

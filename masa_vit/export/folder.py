@@ -12,11 +12,11 @@ from timm.models import save_for_hf
 from torch import nn
 
 from masa_vit.convert.fold import dense_record
+from masa_vit.digests import sign_safetensors
 from masa_vit.export.check import Exported, ExportError, Form, input_size, make_form
 from masa_vit.layers import SharedLinear
 from masa_vit.models.vision_transformer_masa import SHARINGS, MasaVisionTransformer
 from masa_vit.staging import staged, total_size
-from masa_vit.weight_files import sign_safetensors
 
 FILES = ('model.safetensors', 'config.json')
 
