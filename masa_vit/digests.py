@@ -1,7 +1,7 @@
 """Digests in the files of weights that the package writes, which find damage.
 
-A `.pth` file, a zip archive, has one more member, which torch ignores; a `.safetensors` file has the digest
-in its metadata, with `written_by`.
+A `.pth` file, a zip archive, has one more member, which torch ignores; a `.safetensors` file has it
+in its metadata, beside `written_by`.
 """
 
 from __future__ import annotations
