@@ -18,7 +18,7 @@ PIP_ARGS ?=
 PYTEST_ARGS ?= -n 2
 BIN = $(VENV)/bin
 PYTEST = OMP_NUM_THREADS=1 $(BIN)/python -m pytest $(PYTEST_ARGS)
-NUMERICAL = $(addprefix tests/,analysis compression convert export layers models)
+NUMERICAL = $(addprefix tests/,compression export inspection layers models)
 STAMP = $(VENV)/.installed
 DET_STAMP = $(VENV)/.installed-det
 

@@ -9,7 +9,7 @@ Importing the package registers the models with timm::
 """
 
 from masa_vit.compression import compress
-from masa_vit.convert import bake, fold, load_folded
+from masa_vit.export import bake, fold, load_folded
 from masa_vit.models import MasaVisionTransformer, load_weights
 
 __version__ = '0.2.0.dev0'

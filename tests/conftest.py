@@ -53,6 +53,21 @@ def small() -> Callable[..., nn.Module]:
 
 
 @pytest.fixture(scope='session')
+def noisy(small):
+    """Create a small model whose matrices are noise: ``noisy(seed=1, num_atoms=3)``."""
+
+    def create(name='vit_tiny_masa_s2', seed=0, **args):
+        torch.manual_seed(seed)
+        model = small(name, **args)
+        for param in model.parameters():
+            if param.dim() > 1:
+                nn.init.normal_(param, std=0.1)
+        return model.eval()
+
+    return create
+
+
+@pytest.fixture(scope='session')
 def args() -> dict[str, Any]:
     """The arguments of the small models."""
     return dict(SMALL)

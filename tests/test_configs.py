@@ -14,10 +14,9 @@ from mmengine.evaluator import Evaluator
 from mmengine.optim import build_optim_wrapper
 from mmengine.registry import DATA_SAMPLERS, DATASETS, FUNCTIONS, HOOKS, MODELS, PARAM_SCHEDULERS
 
-from masa_vit.analysis import count_parameters
-from masa_vit.cls import ImageDataset
-from masa_vit.engine import load_config
-from masa_vit.engine import test as evaluate
+from masa_vit.inspection import count_parameters
+from masa_vit.training import ImageDataset, load_config
+from masa_vit.training import test as evaluate
 
 ROOT = Path(__file__).parents[1] / 'configs'
 CONFIGS = {path.stem: path for path in sorted((ROOT / 'cls').glob('*.py'))}

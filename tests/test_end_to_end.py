@@ -25,7 +25,7 @@ def run(tmp_path_factory) -> Path:
 
 @pytest.fixture(scope='module')
 def image(run) -> Path:
-    from masa_vit.cls import Digits
+    from masa_vit.training import Digits
 
     path = run.parent / 'digit.png'
     Image.fromarray(np.asarray(Digits('val').load(0))).save(path)

@@ -45,7 +45,7 @@ def test_configs_of_an_installed_wheel_are_found(wheel, tmp_path):
     )
     code = (
         f'import sys; sys.path.insert(0, {str(tmp_path / "site")!r})\n'
-        'import masa_vit; from masa_vit.engine.config import load_config\n'
+        'import masa_vit; from masa_vit.training.configs import load_config\n'
         f'assert masa_vit.__file__.startswith({str(tmp_path)!r})\n'
         'for name in ("mine.py", "masa_vit::cls/vit_tiny_masa_s4_digits.py"):\n'
         '    cfg = load_config(name)\n'

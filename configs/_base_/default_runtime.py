@@ -2,7 +2,7 @@
 import sys
 
 default_scope = 'mmengine'
-custom_imports = dict(imports=['masa_vit.cls', 'masa_vit.engine'])
+custom_imports = dict(imports=['masa_vit.training'])
 
 default_hooks = dict(
     timer=dict(type='IterTimerHook'),

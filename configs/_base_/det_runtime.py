@@ -2,7 +2,7 @@
 _base_ = './default_runtime.py'
 
 default_scope = 'mmdet'
-custom_imports = dict(imports=['masa_vit.det', 'masa_vit.engine'])
+custom_imports = dict(imports=['masa_vit.detection'])
 
 default_hooks = dict(
     checkpoint=dict(save_best='coco/bbox_mAP'),

@@ -12,12 +12,12 @@ from typing import Any
 import torch
 
 from masa_vit.benchmark import steps
-from masa_vit.benchmark.arguments import add_arguments, check_compile
 from masa_vit.benchmark.measurement import Measurement
-from masa_vit.benchmark.report import Report, check_writable, describe_setting, print_table
+from masa_vit.benchmark.results import Report, check_writable, describe_setting, print_table
+from masa_vit.benchmark.specs import add_arguments, check_compile
 from masa_vit.benchmark.subjects import Spec, Subject, timm_subject
 from masa_vit.benchmark.timing import Call, time_pairs
-from masa_vit.convert import fold
+from masa_vit.export import fold
 from masa_vit.models import dense_architecture
 
 MODELS = ('vit_base_masa_s4', 'vit_small_masa_s4', 'vit_large_masa_s8')

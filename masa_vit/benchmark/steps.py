@@ -17,7 +17,7 @@ from torch import nn
 
 from masa_vit.benchmark.subjects import Subject
 from masa_vit.benchmark.timing import Call, Stopwatch, timed
-from masa_vit.convert import bake, fold
+from masa_vit.export import bake, fold
 from masa_vit.layers import SharedLinear
 
 DTYPES = ('fp32', 'bf16')

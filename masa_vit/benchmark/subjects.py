@@ -11,7 +11,7 @@ import torch
 from timm.layers import to_2tuple, use_reentrant_ckpt
 from torch import nn
 
-from masa_vit.convert.fold import dense_record
+from masa_vit.export.folding import dense_record
 from masa_vit.layers import SharedLinear
 from masa_vit.models import create_timm_model, dense_architecture
 

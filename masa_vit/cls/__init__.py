@@ -1,29 +1,9 @@
-"""Image classification on mmengine: classifier, datasets, transforms, accuracy.
+"""Deprecated name of `masa_vit.training`, for the `custom_imports` of older configs."""
 
-Needs the ``train`` extra. Importing it registers its classes with mmengine.
-"""
+import warnings
 
-from .classifier import ImageClassifier
-from .datasets import Digits, ImageDataset, ImageFolder, ImageNet, TorchvisionDataset
-from .distillation import DistilledClassifier
-from .hooks import NumClassesCheckHook, SkippedImagesHook
-from .metrics import Accuracy
-from .preprocessor import ImagePreprocessor
-from .transforms import Albumentations, TimmTransform, TorchvisionTransform
+from masa_vit.training import *  # noqa: F403
 
-__all__ = [
-    'Accuracy',
-    'Albumentations',
-    'Digits',
-    'DistilledClassifier',
-    'ImageClassifier',
-    'ImageDataset',
-    'ImageFolder',
-    'ImageNet',
-    'ImagePreprocessor',
-    'NumClassesCheckHook',
-    'SkippedImagesHook',
-    'TimmTransform',
-    'TorchvisionDataset',
-    'TorchvisionTransform',
-]
+warnings.warn(
+    'masa_vit.cls is deprecated; import masa_vit.training', DeprecationWarning, stacklevel=2
+)

@@ -1,9 +1,9 @@
 """Compress pretrained dense models: Matrix PCA, and what goes beyond it."""
 
-from masa_vit.compression.compress import Compression, compress, compress_with_record
 from masa_vit.compression.linears import compress_linears
 from masa_vit.compression.options import GROUPINGS, CompressionOptions
 from masa_vit.compression.pca import MatrixPCA, gram_matrix, matrix_pca
+from masa_vit.compression.pipeline import Compression, compress, compress_with_record
 
 __all__ = [
     'GROUPINGS',

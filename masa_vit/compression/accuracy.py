@@ -9,7 +9,7 @@ from typing import NamedTuple
 import torch
 from torch import nn
 
-from masa_vit.analysis.activations import evaluating
+from masa_vit.inspection.activations import evaluating
 from masa_vit.layers import SharedLinear
 
 

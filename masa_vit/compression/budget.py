@@ -7,8 +7,8 @@ from collections.abc import Mapping, Sequence
 
 from masa_vit.compression.allocation import Ranks
 from masa_vit.compression.metric import Metric
-from masa_vit.compression.solve import Problem, Solution, numbers_of_groups
-from masa_vit.compression.weights import Weights
+from masa_vit.compression.solver import Problem, Solution, numbers_of_groups
+from masa_vit.compression.source_weights import Weights
 
 _logger = logging.getLogger(__name__)
 

@@ -10,8 +10,8 @@ from torch import nn
 
 from masa_vit.compression.budget import check_price
 from masa_vit.compression.options import check_numbers
-from masa_vit.compression.solve import Solution, solve
-from masa_vit.compression.weights import Weights, linear_weights
+from masa_vit.compression.solver import Solution, solve
+from masa_vit.compression.source_weights import Weights, linear_weights
 from masa_vit.layers import (
     Dictionary,
     SharedBlocks,

@@ -19,7 +19,7 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from masa_vit.compression.weights import Weights, stack
+from masa_vit.compression.source_weights import Weights, stack
 from masa_vit.models.sharing_args import LAYOUT
 
 WEIGHTINGS = ('none', 'input', 'fisher')

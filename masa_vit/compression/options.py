@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from numbers import Real
 
-from masa_vit.compression.align import MODES
+from masa_vit.compression.alignment import MODES
 from masa_vit.compression.allocation import ALLOCATIONS
 from masa_vit.compression.groups import Groups
 from masa_vit.compression.metric import WEIGHTINGS

@@ -15,7 +15,7 @@ import torch
 from timm.layers import Attention
 from torch import Tensor, nn
 
-from masa_vit.compression.weights import stacked_weights
+from masa_vit.compression.source_weights import stacked_weights
 
 __all__ = ['Alignment', 'Allowed', 'allowed', 'apply_alignment']
 

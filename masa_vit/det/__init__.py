@@ -1,45 +1,9 @@
-"""MASA backbones in MMDetection; importing this registers them with `mmdet.registry`.
+"""Deprecated name of `masa_vit.detection`, for the `custom_imports` of older configs."""
 
-Needs the ``det`` extra. Where mmcv has no compiled operators it puts those on torchvision in their
-place.
-"""
-
-import contextlib
-import io
 import warnings
 
-from masa_vit.det import mmcv_ops, packages
+from masa_vit.detection import *  # noqa: F403
 
-packages.check()
-mmcv_ops.install()
-
-with contextlib.redirect_stdout(io.StringIO()), warnings.catch_warnings():
-    # packages that nothing here needs are missing, as mmdet prints and warns
-    warnings.filterwarnings('ignore', 'faster_coco_eval is not installed')
-    import mmdet.datasets
-    import mmdet.evaluation  # noqa: F401
-
-import masa_vit.config_paths  # noqa: E402  (for `_base_ = 'masa_vit::...'`)
-import masa_vit.safe_loading  # noqa: E402, F401  (mmengine then reads checkpoints as data)
-
-# after the operators, which mmdet's modules look for when they are imported
-from masa_vit.det.attention import WindowedAttention  # noqa: E402
-from masa_vit.det.backbone import MasaViT  # noqa: E402
-from masa_vit.det.datasets import CheckedCocoDataset, CheckedCocoMetric  # noqa: E402
-from masa_vit.det.hooks import DetClassesCheckHook  # noqa: E402
-from masa_vit.det.loading import LoadImageFromFile  # noqa: E402
-from masa_vit.det.precision import Float32HeadsHook  # noqa: E402
-from masa_vit.det.simple_fpn import SimpleFPN  # noqa: E402
-from masa_vit.det.visualization import ValidationPicturesHook  # noqa: E402
-
-__all__ = [
-    'CheckedCocoDataset',
-    'CheckedCocoMetric',
-    'DetClassesCheckHook',
-    'Float32HeadsHook',
-    'LoadImageFromFile',
-    'MasaViT',
-    'SimpleFPN',
-    'ValidationPicturesHook',
-    'WindowedAttention',
-]
+warnings.warn(
+    'masa_vit.det is deprecated; import masa_vit.detection', DeprecationWarning, stacklevel=2
+)

@@ -1,19 +1,9 @@
-"""Training and testing with mmengine's Runner, for any task.
+"""Deprecated name of `masa_vit.training`, for the `custom_imports` of older configs."""
 
-Importing registers the hooks and the optimizer wrappers and constructor.
-"""
+import warnings
 
-try:
-    import mmengine  # noqa: F401
-except ImportError as error:
-    raise ImportError(
-        'masa_vit.engine needs packages that are not installed '
-        f'({error.name}): pip install "masa-vit[train]"'
-    ) from error
+from masa_vit.training import *  # noqa: F403
 
-from masa_vit.engine import hooks, optim
-from masa_vit.engine.config import load_config
-from masa_vit.engine.test import test
-from masa_vit.engine.train import train
-
-__all__ = ['hooks', 'load_config', 'optim', 'test', 'train']
+warnings.warn(
+    'masa_vit.engine is deprecated; import masa_vit.training', DeprecationWarning, stacklevel=2
+)

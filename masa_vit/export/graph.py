@@ -10,8 +10,8 @@ from typing import Any
 import torch
 from torch import nn
 
-from masa_vit.export.check import Exported, ExportError, Form, input_size, make_form
-from masa_vit.staging import staged
+from masa_vit.export.parity import Exported, ExportError, Form, input_size, make_form
+from masa_vit.utils.staging import staged
 
 EXTRA = ('onnx', 'onnxruntime', 'onnxscript')
 """Packages of the extra `export`."""

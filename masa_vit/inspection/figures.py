@@ -12,9 +12,9 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from masa_vit.analysis import Summary
+from masa_vit.inspection import Summary
+from masa_vit.inspection.plots.matrices import SEQUENTIAL, draw_matrix, heatmaps, value_range
 from masa_vit.inspection.report import Arrays, Comparison, Report
-from masa_vit.plots.heatmaps import SEQUENTIAL, draw_matrix, heatmaps, value_range
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure

@@ -1,4 +1,4 @@
-"""A report: what `masa_vit.analysis` computes of some models, as one JSON document."""
+"""A report: what `masa_vit.inspection` computes of some models, as one JSON document."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 import torch
 
 from masa_vit import __version__
-from masa_vit.analysis import QUANTITIES, Summary
+from masa_vit.inspection import QUANTITIES, Summary
 
 SCHEMA = 1
 """Of the JSON document; raised when a reader of the old one would be wrong."""

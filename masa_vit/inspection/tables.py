@@ -8,9 +8,9 @@ from itertools import product
 from pathlib import Path
 from typing import Any
 
-from masa_vit.analysis import QUANTITIES, Summary
-from masa_vit.analysis.similarity import mean_off_diagonal
+from masa_vit.inspection import QUANTITIES, Summary
 from masa_vit.inspection.report import Comparison, Report
+from masa_vit.inspection.similarity import mean_off_diagonal
 
 AXES = ('layer', 'other_layer', 'atom', 'other_atom', 'principal_atom', 'head', 'index')
 """Columns that say which number of an array a row holds."""

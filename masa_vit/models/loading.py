@@ -13,9 +13,9 @@ import torch
 from torch import nn
 
 from masa_vit.layers import SharedLinear
-from masa_vit.models.checkpoint import checkpoint_filter_fn
+from masa_vit.models.checkpoint_filter import checkpoint_filter_fn
 from masa_vit.models.state_dict import merge_pruned, read_stack, rename_old_keys
-from masa_vit.weight_files import read_weight_file, weights_in
+from masa_vit.utils.weight_files import read_weight_file, weights_in
 
 _WEIGHT_SUFFIXES = ('.pth', '.pt', '.tar', '.bin', '.ckpt', '.safetensors')
 
@@ -47,7 +47,7 @@ def read_state_dict(path: str | Path) -> dict[str, torch.Tensor]:
 
     Raises:
         FileNotFoundError: If there is no such file.
-        ValueError: If the file is refused (see `masa_vit.weight_files.read_weight_file`), or holds no
+        ValueError: If the file is refused (see `read_weight_file`), or holds no
             weights.
     """
     return weights_in(read_weight_file(path), path)

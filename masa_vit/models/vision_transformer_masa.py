@@ -33,7 +33,11 @@ from masa_vit.layers import (
     read_dictionaries,
     share_linears,
 )
-from masa_vit.models.checkpoint import DENSE_INTO_MASA, adapt_state_dict, checkpoint_filter_fn
+from masa_vit.models.checkpoint_filter import (
+    DENSE_INTO_MASA,
+    adapt_state_dict,
+    checkpoint_filter_fn,
+)
 from masa_vit.models.initialisation import atoms_of, fix_init_scale, init_shared_linear
 from masa_vit.models.sharing_args import (
     LAYOUT,

@@ -28,9 +28,9 @@ import timm
 import torch
 from torch import Tensor
 
-from masa_vit.compression.align import align, gaussian_control
+from masa_vit.compression.alignment import align, gaussian_control
+from masa_vit.compression.source_weights import stacked_weights
 from masa_vit.compression.symmetry import split_heads
-from masa_vit.compression.weights import stacked_weights
 from masa_vit.models import read_state_dict
 
 MODES = ('plain', 'permutation', 'rotation', 'invertible')

@@ -18,9 +18,9 @@ from typing import Any
 import timm
 import torch
 
-from masa_vit.arguments import parse_pair
 from masa_vit.layers import SharedLinear
 from masa_vit.models import create_timm_model, dense_architecture
+from masa_vit.utils.arguments import parse_pair
 
 _compose = SharedLinear.compose_weight
 

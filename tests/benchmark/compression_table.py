@@ -24,9 +24,9 @@ from masa_vit.compression import CompressionOptions, compress_with_record
 from masa_vit.compression.allocation import Ranks, allocate
 from masa_vit.compression.fit import low_rank
 from masa_vit.compression.metric import collect_statistics
-from masa_vit.compression.weights import dense_weights, stacked_weights
-from masa_vit.engine.compress import config_data
-from masa_vit.engine.export import load_classifier
+from masa_vit.compression.source_weights import dense_weights, stacked_weights
+from masa_vit.training.calibration import config_data
+from masa_vit.training.run_models import load_classifier
 
 BUDGETS = {'1/3': 1 / 3, '1/2': 1 / 2, '2/3': 2 / 3}
 
@@ -140,7 +140,7 @@ def main() -> None:
             if wanted(name, budget):
                 started = time.time()
                 result = compress_with_record(model, CompressionOptions(**kwargs), data.calibration)
-                count = masa_vit.analysis.count_parameters(result.model)
+                count = masa_vit.inspection.count_parameters(result.model)
                 measure(
                     name, budget, masa_vit.fold(result.model).eval(),
                     kept=count.attention / count.dense_attention,

@@ -8,9 +8,10 @@ import json
 import pytest
 import torch
 
-from masa_vit.benchmark import command, gpu_suite, steps
+from masa_vit.benchmark import gpu_suite, steps
 from masa_vit.benchmark.gpu_suite import MODELS, Case, make_cases, print_results, run_cases
-from masa_vit.benchmark.report import Report
+from masa_vit.benchmark.results import Report
+from masa_vit.cli import benchmark as command
 from masa_vit.cli import main
 
 PARTS = ['training step', 'forward', 'backward', 'optimizer']

@@ -9,7 +9,7 @@ from masa_vit.compression.allocation import Ranks, allocate
 from masa_vit.compression.budget import price_of_atoms, solve_budget
 from masa_vit.compression.fit import Fit, fit_atoms, low_rank, spectra
 from masa_vit.compression.metric import Metric
-from masa_vit.compression.solve import solve
+from masa_vit.compression.solver import solve
 
 
 def draw(*shape: int) -> torch.Tensor:

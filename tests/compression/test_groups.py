@@ -14,7 +14,7 @@ from masa_vit.compression.groups import (
     optimal_groups,
     uniform_groups,
 )
-from masa_vit.compression.logit_lens import logit_lens
+from masa_vit.compression.lens import logit_lens
 
 
 def _grams(layers: int, count: int = 2, size: int = 30) -> list[torch.Tensor]:

@@ -12,7 +12,7 @@ from torch import nn
 
 import masa_vit
 from masa_vit.compression import compress_linears, matrix_pca
-from masa_vit.compression.weights import linear_weights
+from masa_vit.compression.source_weights import linear_weights
 from masa_vit.export import export_folded, export_hub
 
 FUSED = {'attn.qkv': 'qkv', 'attn.proj': 'o'}

@@ -4,9 +4,9 @@ import pytest
 import timm
 import torch
 
-from masa_vit.compression.align import align
+from masa_vit.compression.alignment import align
+from masa_vit.compression.source_weights import stacked_weights
 from masa_vit.compression.symmetry import allowed, apply_alignment
-from masa_vit.compression.weights import stacked_weights
 
 DENSE = 'vit_tiny_patch16_224'
 MODES = ['permutation', 'rotation', 'invertible']

@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import nn
 
-from masa_vit.export.check import Form
+from masa_vit.export.parity import Form
 
 
 @pytest.fixture

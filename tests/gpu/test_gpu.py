@@ -18,7 +18,7 @@ from torch import nn
 import masa_vit
 from masa_vit.benchmark import Spec
 from masa_vit.benchmark.gpu_suite import Case, print_results, run_cases
-from masa_vit.benchmark.report import Report
+from masa_vit.benchmark.results import Report
 from masa_vit.layers import SharedLinear
 
 pytestmark = pytest.mark.gpu

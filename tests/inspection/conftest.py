@@ -1,26 +1,9 @@
-"""Small models and reports of them."""
+"""Reports of small models."""
 
 import pytest
-import torch
-from torch import nn
 
-from masa_vit.analysis import compare, projection_weights, summarize
+from masa_vit.inspection import compare, projection_weights, summarize
 from masa_vit.inspection.report import Comparison, Report
-
-
-@pytest.fixture(scope='session')
-def noisy(small):
-    """Create a small model whose matrices are noise: ``noisy(seed=1, num_atoms=3)``."""
-
-    def create(name='vit_tiny_masa_s2', seed=0, **args):
-        torch.manual_seed(seed)
-        model = small(name, **args)
-        for param in model.parameters():
-            if param.dim() > 1:
-                nn.init.normal_(param, std=0.1)
-        return model.eval()
-
-    return create
 
 
 @pytest.fixture(scope='module')

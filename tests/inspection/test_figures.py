@@ -3,7 +3,7 @@
 import pytest
 
 import masa_vit
-from masa_vit.analysis import projection_weights, summarize
+from masa_vit.inspection import projection_weights, summarize
 from masa_vit.inspection.figures import draw_model, draw_report
 
 

@@ -16,8 +16,8 @@ from plotly.offline import get_plotlyjs
 from scipy.cluster.hierarchy import leaves_list
 from selenium import webdriver
 
-from masa_vit.analysis import compare, summarize
-from masa_vit.analysis.weights import ProjectionWeights
+from masa_vit.inspection import compare, summarize
+from masa_vit.inspection.composed_weights import ProjectionWeights
 from masa_vit.inspection.page import write_page
 from masa_vit.inspection.report import Comparison, History, Report
 

@@ -4,7 +4,7 @@ import json
 import re
 from pathlib import Path
 
-from masa_vit.analysis import QUANTITIES
+from masa_vit.inspection import QUANTITIES
 from masa_vit.inspection.report import History, Report
 
 

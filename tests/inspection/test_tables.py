@@ -4,7 +4,7 @@ import csv
 
 import pytest
 
-from masa_vit.analysis import QUANTITIES, projection_weights, singular_values, summarize
+from masa_vit.inspection import QUANTITIES, projection_weights, singular_values, summarize
 from masa_vit.inspection.report import Report
 from masa_vit.inspection.tables import AXES, COLUMNS, long_rows, print_report, write_csv
 

@@ -9,7 +9,7 @@ import timm
 import torch
 
 import masa_vit
-from masa_vit.analysis import coefficients
+from masa_vit.inspection import coefficients
 from masa_vit.models import MasaVisionTransformer
 from masa_vit.models.state_dict import read_stack
 

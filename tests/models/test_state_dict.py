@@ -10,7 +10,7 @@ import torch
 from safetensors.torch import load_file
 
 import masa_vit
-from masa_vit import analysis
+from masa_vit import inspection
 from masa_vit.models.state_dict import merge_pruned, read_stack, rename_old_keys
 
 DATA = Path(__file__).parent / 'data'
@@ -61,8 +61,8 @@ def test_files_of_version_0_1_load(name, prefix, tmp_path):
     torch.testing.assert_close(again(images()), output)
     folded = masa_vit.load_folded(file, 'vit_tiny_masa_s2', **SIZE, **OLD[name]).eval()
     torch.testing.assert_close(folded(images()), output)
-    coefs = analysis.coefficients(state)
-    torch.testing.assert_close(coefs, analysis.coefficients(model))
+    coefs = inspection.coefficients(state)
+    torch.testing.assert_close(coefs, inspection.coefficients(model))
 
 
 def test_old_mlp_file_into_a_direct_model():
@@ -113,9 +113,9 @@ def test_dense_stacks_beside_one_that_shares_are_ignored():
     assert read_stack(both).stack == 'student.blocks.'
     assert not read_stack(both).dense
     stages = {f'layers.{i}.{key}': value for i in (0, 1) for key, value in teacher.items()}
-    assert analysis.coefficients(stages) == {}
+    assert inspection.coefficients(stages) == {}
     with pytest.raises(ValueError, match='several stacks of blocks have attention projections'):
-        analysis.projection_weights(stages)
+        inspection.projection_weights(stages)
 
 
 def test_half_precision_files_are_composed_in_float32(tmp_path):

@@ -366,7 +366,7 @@ def check(root: Path, only: str = '', with_detector: bool = True, verbose: bool 
     (root / 'small.py').write_text(CONFIG)
     detector = None
     if with_detector:
-        sys.path.insert(0, str(ROOT / 'tests' / 'det'))
+        sys.path.insert(0, str(ROOT / 'tests' / 'detection'))
         from tiny_detector import write_coco, write_config
 
         detector = write_config(root / 'detector.py', write_coco(root / 'coco'))

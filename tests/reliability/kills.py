@@ -25,7 +25,7 @@ from pathlib import Path
 import torch
 
 ROOT = Path(__file__).resolve().parents[2]
-sys.path.insert(0, str(ROOT / 'tests' / 'det'))
+sys.path.insert(0, str(ROOT / 'tests' / 'detection'))
 
 ENVIRONMENT = {
     **os.environ,

@@ -18,9 +18,9 @@ from pathlib import Path
 import timm
 import torch
 
-from masa_vit.engine import train
 from masa_vit.export import export_hub
-from masa_vit.weight_files import read_weight_file, walk
+from masa_vit.training import train
+from masa_vit.utils.weight_files import read_weight_file, walk
 
 ROOT = Path(__file__).resolve().parents[2]
 SMALL = dict(img_size=16, patch_size=4, embed_dim=32, depth=2, num_heads=2, num_classes=10)

@@ -8,7 +8,7 @@ import pytest
 
 pytest.importorskip('mmdet', reason='detection')
 
-import masa_vit.det  # noqa: F401  registers the dataset
+import masa_vit.detection  # noqa: F401  registers the dataset
 
 # isort: split
 from coco_data import build
@@ -17,7 +17,7 @@ from mmengine.registry import DefaultScope
 from PIL import Image
 from tiny_detector import write_coco
 
-from masa_vit.det import CheckedCocoMetric
+from masa_vit.detection import CheckedCocoMetric
 
 
 @pytest.fixture(autouse=True)
@@ -35,7 +35,8 @@ def root(tmp_path):
 def log(monkeypatch):
     told = []
     monkeypatch.setattr(
-        'masa_vit.det.datasets.print_log', lambda text, _, level: told.append((level, text))
+        'masa_vit.detection.coco_dataset.print_log',
+        lambda text, _, level: told.append((level, text)),
     )
     return told
 

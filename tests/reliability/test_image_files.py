@@ -4,8 +4,8 @@ import numpy as np
 import pytest
 from image_files import readable, unreadable, write
 
-from masa_vit.cls import ImageFolder
-from masa_vit.images import UnreadableImageError, read_image, read_size
+from masa_vit.training import ImageFolder
+from masa_vit.utils.images import UnreadableImageError, read_image, read_size
 
 READABLE = list(readable())
 UNREADABLE = list(unreadable())
@@ -15,7 +15,7 @@ def in_detection(path):
     """The picture as the pipeline of a detector loads it."""
     from mmdet.registry import TRANSFORMS
 
-    import masa_vit.det  # noqa: F401  registers the transform
+    import masa_vit.detection  # noqa: F401  registers the transform
 
     load = TRANSFORMS.build(dict(type='LoadImageFromFile', _scope_='mmdet'))
     results = load({'img_path': str(path)})

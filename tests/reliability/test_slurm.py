@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).resolve().parents[2]
-TOY = ROOT / 'tests' / 'engine'
+TOY = ROOT / 'tests' / 'training'
 
 
 def job_script():

@@ -1,0 +1,212 @@
+"""The result of a benchmark: JSON that grows with it, a table, a picture."""
+
+from __future__ import annotations
+
+import json
+import os
+import platform
+import statistics
+import tempfile
+import textwrap
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import timm
+import torch
+
+from masa_vit import __version__
+from masa_vit.benchmark.measurement import Measurement
+from masa_vit.utils.staging import write_atomically
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
+MARKERS = 'osD^vP*X<>'
+COLOURS = ('#0072B2', '#E69F00', '#009E73', '#CC79A7', '#56B4E9', '#D55E00', '#000000')
+"""Okabe and Ito's palette, which colour-blind readers can tell apart."""
+
+
+class Report:
+    """Collects measurements, and after each writes all of them to a file, if there is one."""
+
+    def __init__(self, arguments: Mapping[str, Any], path: Path | None = None) -> None:
+        """Start with no measurements.
+
+        Args:
+            arguments: What was asked for, for the record.
+            path: The JSON file.
+        """
+        self.arguments = {
+            key: str(value) if isinstance(value, Path) else value
+            for key, value in arguments.items()
+        }
+        self.path = path
+        self.machine = describe_machine(str(arguments.get('device', 'cpu')))
+        self.models: dict[str, Any] = {}
+        self.notes: list[str] = []
+        self.measurements: list[Measurement] = []
+        self._write()
+
+    def add(self, *measurements: Measurement) -> None:
+        """Take measurements in, and write the file."""
+        self.measurements += measurements
+        self._write()
+
+    def note(self, text: str) -> None:
+        """Say why something was not measured."""
+        if text not in self.notes:
+            self.notes.append(text)
+            self._write()
+            print(f'note: {text}')
+
+    def to_json(self) -> dict[str, Any]:
+        """The whole document; `results` has a row per measurement and setting."""
+        return {
+            'machine': self.machine,
+            'arguments': self.arguments,
+            **self.models,
+            'notes': self.notes,
+            'results': [measurement.to_json() for measurement in self.measurements],
+        }
+
+    def _write(self) -> None:
+        if self.path:
+            write_atomically(self.path, json.dumps(self.to_json(), indent=1) + '\n')
+
+
+def check_writable(path: Path) -> None:
+    """Make the folder of a file, and try whether files can be written there.
+
+    Raises:
+        OSError: If not.
+    """
+    try:
+        if path.is_dir():
+            raise IsADirectoryError('it is a folder')
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=path.parent):
+            pass
+    except OSError as error:
+        raise OSError(f'{str(path)!r} cannot be written: {error}') from error
+
+
+def describe_machine(device: str) -> dict[str, Any]:
+    """Hardware and versions that times depend on."""
+    name = torch.cuda.get_device_name(device) if device.startswith('cuda') else _cpu_model()
+    return {
+        'platform': platform.platform(),
+        'cpu': _cpu_model(),
+        'cores': os.cpu_count(),
+        'threads': torch.get_num_threads(),
+        'device': name,
+        'python': platform.python_version(),
+        'torch': torch.__version__,
+        'timm': timm.__version__,
+        'masa_vit': __version__,
+    }
+
+
+def _cpu_model() -> str:
+    info = Path('/proc/cpuinfo')  # platform knows the model's name on macOS and Windows only
+    lines = info.read_text(encoding='utf-8').splitlines() if info.exists() else []
+    names = (line.partition(':')[2].strip() for line in lines if line.startswith('model name'))
+    return next(names, platform.processor() or platform.machine())
+
+
+def print_table(title: str, measurements: Sequence[Measurement]) -> None:
+    """Print medians of both models and the ratio with its spread, at most 100 columns wide."""
+    from rich import box
+    from rich.console import Console
+    from rich.table import Table
+
+    table = Table(title=title, title_justify='left', box=box.SIMPLE_HEAD, padding=(0, 1))
+    for header in ('', 'model', 'against', 'ratio', '95 % interval', 'range'):
+        table.add_column(header, justify='right' if header else 'left', no_wrap=True)
+    for row in measurements:
+        values = [_format(statistics.median(row.model), row.unit)]
+        if row.ratio is not None and row.against:
+            values += [_format(statistics.median(row.against), row.unit), f'{row.ratio:.3f}']
+            if len(row.ratios) > 1:
+                values.append(_span(*row.interval) if row.interval else '')
+                values.append(_span(min(row.ratios), max(row.ratios)))
+        table.add_row(row.what, *values)
+    console = Console()
+    if not console.is_terminal:  # rich would cut it to 80 columns
+        console.width = 100
+    console.print(table)
+
+
+def _span(low: float, high: float) -> str:
+    return f'{low:.3f}-{high:.3f}'
+
+
+def _format(value: float, unit: str) -> str:
+    if unit == 's':
+        return f'{value:.3f} s' if value >= 1 else f'{value * 1000:.2f} ms'
+    if unit == 'bytes':
+        return f'{value / 2**20:,.2f} MiB'
+    for size, letter in ((1e12, 'T'), (1e9, 'G'), (1e6, 'M')):
+        if value >= size:
+            return f'{value / size:,.2f} {letter}'
+    return f'{value:,.0f}'
+
+
+def plot_ratios(measurements: Sequence[Measurement], title: str) -> Figure:
+    """Draw the ratios with their ranges: a line per measurement, a marker per setting.
+
+    Raises:
+        ValueError: If nothing was compared.
+    """
+    from matplotlib.figure import Figure  # not pyplot: no global state, no screen needed
+
+    compared = [row for row in measurements if row.against]
+    if not compared:
+        raise ValueError('there are no ratios to draw: nothing was compared')
+    names = list(dict.fromkeys(row.what for row in compared))
+    settings = list(dict.fromkeys(describe_setting(row.setting) for row in compared))
+    height = 2 + 0.06 * len(settings) + len(names) * max(0.3, 0.1 * len(settings))
+    figure = Figure(figsize=(8, height), layout='constrained')
+    axes = figure.subplots()
+    for index, setting in enumerate(settings):
+        rows = [row for row in compared if describe_setting(row.setting) == setting]
+        offset = 0.7 * ((index + 0.5) / len(settings) - 0.5)
+        _draw(axes, rows, [names.index(row.what) + offset for row in rows], index, setting)
+    axes.axvline(1.0, color='black', linewidth=1, linestyle='--')
+    axes.set_yticks(range(len(names)), names)
+    axes.set_ylim(len(names) - 0.5, -0.5)
+    axes.set_xlabel('ratio, model over other (median; bar: range of the pairs)')
+    axes.set_ylabel('measurement')
+    axes.grid(axis='x', alpha=0.3)
+    figure.suptitle('\n'.join(textwrap.wrap(title, 88)), fontsize='medium')
+    figure.legend(loc='outside lower center', ncols=min(len(settings), 4), fontsize='small')
+    return figure
+
+
+def _draw(
+    axes: Axes, rows: Sequence[Measurement], heights: Sequence[float], index: int, label: str
+) -> None:
+    medians = [row.ratio or 0.0 for row in rows]
+    below = [median - min(row.ratios) for median, row in zip(medians, rows, strict=True)]
+    above = [max(row.ratios) - median for median, row in zip(medians, rows, strict=True)]
+    axes.errorbar(
+        medians,
+        heights,
+        xerr=[below, above],
+        fmt=MARKERS[index % len(MARKERS)],
+        color=COLOURS[index % len(COLOURS)],
+        markersize=5,
+        capsize=2,
+        label=label,
+    )
+
+
+def describe_setting(setting: Mapping[str, Any]) -> str:
+    """A setting in words, e.g. 'batch 4, bf16, compiled'."""
+    if not setting:
+        return 'any setting'
+    words = [f'batch {setting["batch_size"]}', setting['dtype']]
+    words += ['compiled'] if setting.get('compile') else []
+    words += ['checkpointing'] if setting.get('checkpointing') else []
+    return ', '.join(words)

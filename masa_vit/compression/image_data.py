@@ -1,0 +1,64 @@
+"""Images to compress and measure by, from folders, as timm prepares them for a model."""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+
+from masa_vit.utils.images import choose, class_folders, find_images, timm_transform
+
+Loader = Callable[[], Iterator[Any]]
+
+
+class Data(NamedTuple):
+    """Images to compress by, and to measure by."""
+
+    calibration: list[torch.Tensor]
+    """Batches (B, C, H, W); may be empty."""
+    validation: Loader | None
+    """Gives batches of images and classes (B,), anew at each call."""
+
+
+def folder_data(args: argparse.Namespace, model: Any) -> Data:
+    """Read `args.calibration` and `args.val`, folders of images; of each, as many as asked for.
+
+    Raises:
+        FileNotFoundError: If a folder does not exist or has no images.
+        ValueError: If an image cannot be read, or the folders of classes are not as many as the
+            model has, or some of no validation images are asked for.
+        ImportError: If torchvision is missing.
+    """
+    if args.num_val is not None and not args.val:
+        raise ValueError(f'--num-val {args.num_val} is for validation images: --val FOLDER')
+    if not args.calibration and not args.val:
+        return Data([], None)
+    transform = timm_transform(model)
+    calibration = []
+    if args.calibration:
+        paths = find_images([args.calibration])
+        chosen = [(paths[index], -1) for index in choose(len(paths), args.num_images)]
+        calibration = [images for images, _ in _batches(chosen, transform, args.batch_size)]
+    if not args.val:
+        return Data(calibration, None)
+    classes = class_folders(args.val)
+    if len(classes) != model.num_classes:
+        raise ValueError(
+            f'{args.val!r} has {len(classes)} folders, and the model {model.num_classes} classes: '
+            'expected one folder for each, in the order of their names'
+        )
+    found = [(path, index) for index, of in enumerate(classes) for path in find_images([of])]
+    samples = [found[index] for index in choose(len(found), args.num_val)]
+    return Data(calibration, lambda: _batches(samples, transform, args.batch_size))
+
+
+def _batches(
+    samples: list[tuple[Path, int]], transform: Callable[[Any], torch.Tensor], batch_size: int
+) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
+    for start in range(0, len(samples), batch_size):
+        batch = samples[start : start + batch_size]
+        images = torch.stack([transform(path) for path, _ in batch])
+        yield images, torch.tensor([index for _, index in batch])

@@ -1,0 +1,219 @@
+"""A record of the atoms at each epoch of a training: small files, from which the history is told.
+
+A record holds C and the Gram matrix of the atoms, of every projection that shares: a few kilobytes, and
+all that `masa_vit.inspection.sharing_measures` needs. `CoefficientHook` writes one after every epoch.
+"""
+
+from __future__ import annotations
+
+import itertools
+import json
+import re
+from collections.abc import Mapping
+from pathlib import Path
+from typing import NamedTuple
+
+import torch
+from torch import nn
+
+from masa_vit.inspection import sharing_measures
+from masa_vit.inspection.composed_weights import shared_atoms
+from masa_vit.inspection.extract import coefficients
+from masa_vit.models import read_state_dict
+from masa_vit.utils.digests import save_weights
+from masa_vit.utils.staging import write_atomically
+from masa_vit.utils.weight_files import read_safetensors
+
+FOLDER = 'atoms'
+"""Where in its work dir a run keeps its records."""
+
+_FORMAT, _VERSION = 'masa_vit.atoms', '1'
+_RECORD = r'epoch_(\d+)\.safetensors'
+_CHECKPOINTS = (r'epoch_(\d+)\.pth', r'iter_(\d+)\.pth')
+
+
+class AtomRecord(NamedTuple):
+    """What a model shares, and how, at one moment of its training."""
+
+    epoch: int
+    """Epochs trained; of an `iter_<n>.pth`, iterations."""
+    coef: Mapping[str, torch.Tensor]
+    """Projection -> C (L, S), float32, as `coefficients` returns it."""
+    gram: Mapping[str, torch.Tensor]
+    """Projection -> inner products of its atoms (S, S), float64."""
+    dictionaries: Mapping[str, str]
+    """Projection -> the name of its dictionary; several may have the same."""
+
+    @property
+    def is_finite(self) -> bool:
+        """False once training has diverged."""
+        return all(each.isfinite().all() for each in (*self.coef.values(), *self.gram.values()))
+
+
+def record_of(source: nn.Module | Mapping[str, torch.Tensor], epoch: int) -> AtomRecord:
+    """Return the record of a model, of any module that holds one, or of a state dict.
+
+    Raises:
+        ValueError: If nothing is shared in it, or several models in it share.
+    """
+    coef = coefficients(source)
+    if not coef:
+        raise ValueError(
+            'nothing is shared in this model: it is dense, and has no atoms whose history could be told'
+        )
+    atoms, dictionary_of = shared_atoms(source, coef)
+    grams = {key: sharing_measures.gram_of_atoms(each) for key, each in atoms.items()}
+    return AtomRecord(
+        epoch, coef, {name: grams[dictionary_of[name]] for name in coef}, dictionary_of
+    )
+
+
+def write_record(record: AtomRecord, folder: str | Path) -> Path:
+    """Write a record to `folder/epoch_<n>.safetensors`: complete, or not at all.
+
+    The file holds the tensors `coef.<projection>` and `gram.<projection>`, and the metadata `format`,
+    `version`, `epoch` and `dictionaries` (JSON). A file of the same epoch is replaced.
+    """
+    folder = Path(folder)
+    folder.mkdir(parents=True, exist_ok=True)
+    tensors = {
+        f'{kind}.{name}': tensor.to(dtype).clone(memory_format=torch.contiguous_format)
+        for kind, of_kind, dtype in (
+            ('coef', record.coef, torch.float32),
+            ('gram', record.gram, torch.float64),
+        )
+        for name, tensor in of_kind.items()
+    }
+    metadata = {
+        'format': _FORMAT,
+        'version': _VERSION,
+        'epoch': str(record.epoch),
+        'dictionaries': json.dumps(record.dictionaries),
+    }
+    path = folder / f'epoch_{record.epoch}.safetensors'
+    write_atomically(path, save_weights(tensors, metadata))
+    return path
+
+
+def read_record(path: str | Path) -> AtomRecord:
+    """Read what `write_record` wrote.
+
+    Raises:
+        FileNotFoundError: If there is no such file.
+        ValueError: If it is truncated, no record, or of a version that this package does not know.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise FileNotFoundError(f'record {str(path)!r} does not exist')
+    try:
+        tensors, metadata = read_safetensors(path)
+    except ValueError as error:
+        raise ValueError(f'{error}. Remove it: the other epochs can be read without it.') from None
+    if metadata.get('format') != _FORMAT:
+        raise ValueError(
+            f'{str(path)!r} is no record of atoms (metadata format={metadata.get("format")!r}, expected '
+            f'{_FORMAT!r}); weights belong elsewhere than into the folder {FOLDER!r} of a run'
+        )
+    if metadata.get('version') != _VERSION:
+        raise ValueError(
+            f'record {str(path)!r} has version {metadata.get("version")!r}, this masa_vit reads '
+            f'{_VERSION!r}: read it with the masa_vit that wrote it'
+        )
+    parts: dict[str, dict[str, torch.Tensor]] = {'coef': {}, 'gram': {}}
+    for key, tensor in tensors.items():
+        kind, _, name = key.partition('.')
+        parts.setdefault(kind, {})[name] = tensor
+    # safetensors sorts by name; all else has q, k, v, o
+    names = sorted(parts['coef'], key='qkvo'.find)
+    epoch = metadata.get('epoch', '')
+    dictionaries = json.loads(metadata.get('dictionaries', '{}'))
+    fits = parts['coef'].keys() == parts['gram'].keys() and all(
+        parts['coef'][name].ndim == 2
+        and parts['gram'][name].shape == 2 * parts['coef'][name].shape[1:]
+        for name in names
+    )
+    if not (epoch.isdecimal() and names and fits and {*names} == {*dictionaries}):
+        raise ValueError(
+            f'record {str(path)!r} is incomplete: expected an epoch, and coef.<projection> (L, S) with '
+            f'gram.<projection> (S, S); it has the epoch {epoch!r} and '
+            f'{ {key: tuple(tensor.shape) for key, tensor in tensors.items()} }'
+        )
+    coef, gram = ({name: parts[kind][name] for name in names} for kind in ('coef', 'gram'))
+    return AtomRecord(int(epoch), coef, gram, dictionaries)
+
+
+def remove_records(folder: str | Path, after: int) -> None:
+    """Remove the records of epochs after `after`: of a run that was taken up before them, or anew."""
+    for epoch, path in _numbered(Path(folder), _RECORD):
+        if epoch > after:
+            path.unlink(missing_ok=True)
+
+
+def read_history(work_dir: str | Path) -> list[AtomRecord]:
+    """Read how the atoms of a run changed, in the order of its epochs.
+
+    Args:
+        work_dir: The run's folder. Its records are read (`atoms/epoch_<n>.safetensors`); a run without
+            records has its checkpoints, as far as they are kept: `epoch_<n>.pth`, else
+            `iter_<n>.pth`, counted in iterations then. The folder of the records alone does, too.
+            Records are of the weights that train, checkpoints of a run with `EMAHook` hold their
+            average.
+
+    Raises:
+        FileNotFoundError: If there is no such folder, or none of these in it.
+        ValueError: If the run shares nothing, if a file is broken, or if the files are of several runs.
+    """
+    folder = Path(work_dir)
+    if not folder.is_dir():
+        raise FileNotFoundError(f'work dir {str(folder)!r} does not exist, or is no folder')
+    files = _numbered(folder / FOLDER, _RECORD) or _numbered(folder, _RECORD)
+    if files:
+        records = [read_record(path) for _, path in files]
+        return _checked(sorted(records, key=lambda record: record.epoch), folder)
+    for pattern in _CHECKPOINTS:
+        if files := _numbered(folder, pattern):
+            return _checked([_record_of_file(path, number) for number, path in files], folder)
+    raise FileNotFoundError(
+        f'{str(folder)!r} has no history: looked for {FOLDER}/epoch_*.safetensors (CoefficientHook '
+        'writes them while a model with shared weights trains), epoch_*.safetensors, epoch_*.pth and '
+        'iter_*.pth. Give the --work-dir of a training run.'
+    )
+
+
+def _numbered(folder: Path, pattern: str) -> list[tuple[int, Path]]:
+    if not folder.is_dir():
+        return []
+    return sorted(
+        (int(match[1]), path)
+        for path in folder.iterdir()
+        if (match := re.fullmatch(pattern, path.name))
+    )
+
+
+def _record_of_file(path: Path, number: int) -> AtomRecord:
+    state = read_state_dict(path)
+    try:
+        return record_of(state, number)
+    except ValueError as error:
+        raise ValueError(f'checkpoint {str(path)!r}: {error}') from error
+
+
+def _checked(records: list[AtomRecord], folder: Path) -> list[AtomRecord]:
+    """Refuse what cannot be of one run."""
+    first = records[0]
+    for before, record in itertools.pairwise(records):
+        if record.epoch == before.epoch:
+            raise ValueError(
+                f'{str(folder)!r} has two records of epoch {record.epoch}: a file was renamed. Remove '
+                'the one that is wrong.'
+            )
+        if _shapes(record) != _shapes(first):
+            raise ValueError(
+                f'{str(folder)!r} holds files of several runs: (L, S) is {_shapes(first)} in epoch '
+                f'{first.epoch} and {_shapes(record)} in epoch {record.epoch}. Keep those of one run.'
+            )
+    return records
+
+
+def _shapes(record: AtomRecord) -> dict[str, tuple[int, ...]]:
+    return {name: tuple(coef.shape) for name, coef in record.coef.items()}

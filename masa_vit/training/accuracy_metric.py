@@ -1,0 +1,65 @@
+"""Accuracy of a classifier."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from mmengine.evaluator import BaseMetric
+from mmengine.registry import METRICS
+
+from masa_vit.training.image_datasets import IGNORE_INDEX
+
+__all__ = ['Accuracy']
+
+
+@METRICS.register_module()
+class Accuracy(BaseMetric):
+    """Top-k accuracy in percent, exact in distributed evaluation too.
+
+    Reports ``accuracy/top1``, ``accuracy/top5`` ... and ``accuracy/num_samples``, the images
+    counted: those that could not be read are not. A k that is not smaller than the number of
+    classes says nothing and is left out.
+
+    Args:
+        topk: which k.
+        collect_device: where the ranks' results meet, ``'cpu'`` or ``'gpu'``.
+        prefix: of the reported names.
+    """
+
+    def __init__(
+        self,
+        topk: int | Sequence[int] = (1, 5),
+        collect_device: str = 'cpu',
+        prefix: str = 'accuracy',
+    ):
+        super().__init__(collect_device=collect_device, prefix=prefix)
+        self.topk = (topk,) if isinstance(topk, int) else tuple(topk)
+        if not self.topk or min(self.topk) < 1:
+            raise ValueError(f'topk expects positive integers such as (1, 5), got {topk!r}')
+
+    def process(self, data_batch: dict, data_samples: Sequence[dict]) -> None:
+        """Note per image at which place (0: first) the true class was ranked, -1: no image."""
+        logits = torch.stack([sample['logits'] for sample in data_samples])  # (B, classes)
+        targets = torch.as_tensor(data_batch['targets']).to(logits.device)  # (B,)
+        known = targets != IGNORE_INDEX
+        # `stable`: of equal logits the lower class comes first, so ties do not all count
+        order = logits.argsort(dim=1, descending=True, stable=True)
+        place = (order == targets.where(known, 0)[:, None]).int().argmax(dim=1)  # (B,)
+        num_classes = logits.shape[1]
+        # one entry an image: the ranks' lists are cut to the length of the dataset
+        self.results += [(p, num_classes) for p in place.where(known, -1).tolist()]
+
+    def compute_metrics(self, results: list[tuple[int, int]]) -> dict[str, Any]:
+        """Count, over the whole dataset."""
+        places = torch.tensor([place for place, _ in results if place >= 0])
+        if not len(places):
+            raise ValueError('accuracy: there is not one image to evaluate')
+        num_classes = results[0][1]
+        topk = [k for k in self.topk if k < num_classes] or [1]
+        metrics: dict[str, Any] = {
+            f'top{k}': 100.0 * (places < k).double().mean().item() for k in topk
+        }
+        metrics['num_samples'] = len(places)
+        return metrics

@@ -1,0 +1,1 @@
+"""Helpers for files, images and arguments."""

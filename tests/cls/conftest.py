@@ -1,1 +1,0 @@
-import masa_vit.cls  # noqa: F401  registers its classes
