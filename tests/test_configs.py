@@ -125,7 +125,7 @@ def test_hooks(name: str) -> None:
 
 
 @pytest.mark.parametrize('name', MASA)
-def test_twins_differ_in_the_models_name_only(name: str) -> None:
+def test_baselines_differ_in_the_models_name_only(name: str) -> None:
     masa = load_config(CONFIGS[name]).to_dict()
     dense = load_config(CONFIGS[name.replace('masa_s4', 'dense')]).to_dict()
     assert masa['model'].pop('model_name') != dense['model'].pop('model_name')

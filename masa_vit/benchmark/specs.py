@@ -20,7 +20,7 @@ MEASURES = {
     'fold-eval': 'evaluation after fold',
     'load': 'reading a safetensors file into a model that is as fast as a dense one',
     'fold': 'masa_vit.fold (seconds, no ratio)',
-    'compress': 'compression of the dense twin (seconds, no ratio)',
+    'compress': 'compression of the dense baseline (seconds, no ratio)',
     'memory': 'peak memory of training, in a process of its own',
     'eval-memory': 'peak memory of evaluation, in a process of its own',
     'sizes': 'parameters, optimizer state, gradients all-reduced, checkpoint, FLOPs',
@@ -86,7 +86,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def make_specs(args: argparse.Namespace, batch_size: int) -> tuple[Spec, Spec]:
-    """The model and the other of a batch size; a dense twin has the arguments of the model."""
+    """The model and the other of a batch size; a dense baseline has the arguments of the model."""
     common: dict[str, Any] = dict(
         batch_size=batch_size,
         img_size=args.img_size,
@@ -122,7 +122,7 @@ def check_arguments(args: argparse.Namespace, kind: Kind) -> None:
             raise ValueError(f'{name} is not available here: {kind.missing[name]}')
     if args.against is None and (wrong := MASA_ARGS & set(dict(args.against_args))):
         raise ValueError(
-            f'--against-args has {sorted(wrong)}, which the dense twin does not take: name the '
+            f'--against-args has {sorted(wrong)}, which the dense baseline does not take: name the '
             f'other model, e.g. --against {args.model}'
         )
     _check_device(args.device, args.dtype)

@@ -18,12 +18,12 @@ from masa_vit.models import create_timm_model, dense_architecture
 
 @dataclass(frozen=True)
 class Spec:
-    """What to build: a model as the command line names it, or its dense twin.
+    """What to build: a model as the command line names it, or its dense baseline.
 
     Attributes:
         name: A timm model, or what else a `Kind` builds from.
-        dense: Whether the dense twin of `name` is meant, not the model itself.
-        model_args: For `timm.create_model`; a twin takes those that dense models have.
+        dense: Build the dense baseline of `name` instead of the model itself.
+        model_args: For `timm.create_model`; a dense baseline takes those that dense models have.
         batch_size: Images in the batch.
         img_size: Pixels; None: the model's own size.
         device: Where model and images are.

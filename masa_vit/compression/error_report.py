@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 _logger = logging.getLogger(__name__)
 
 LOSSY = 2.0
-"""Points of top-1 that may be lost before a report calls a compression too lossy to use untuned."""
+"""Points of top-1 that may be lost before a report says that a compressed model needs fine-tuning."""
 
 _LOSSY_OUTPUT = 0.1
 """Where no top-1 is known: the mean relative error of the outputs, above which it does."""
@@ -174,7 +174,7 @@ def _output_error(weights: torch.Tensor, fitted: torch.Tensor, moments: torch.Te
 
 
 def _verdict(report: Report) -> tuple[bool, str]:
-    """Whether the model is too lossy to use untuned, and by what it is told."""
+    """Return (needs fine-tuning, reason)."""
     top1 = report['top1']
     if 'before' in top1 and 'after' in top1:
         lost = top1['before'] - top1['after']

@@ -34,7 +34,7 @@ class MasaViT(BaseModule):
     normalises. All weights keep timm's names, under `vit.`. The image may have any size: it is padded
     to whole patches, and the position embedding is resampled to the grid.
 
-    A configuration with MASA and one of its dense twin differ in `model_name` only.
+    A configuration with MASA and one of its dense baseline differ in `model_name` only.
     """
 
     def __init__(
@@ -185,7 +185,7 @@ class MasaViT(BaseModule):
         if self.frozen_stages >= 0 and self.vit.pos_embed is not None:
             self.vit.pos_embed.requires_grad_(False)
         banks = getattr(self.vit, 'banks', None)
-        if banks is None:  # the dense twin of a config with freeze_atoms
+        if banks is None:  # the dense baseline of a config with freeze_atoms
             return
         if self.freeze_atoms or self.frozen_stages == len(self.vit.blocks):
             banks.requires_grad_(False)

@@ -22,7 +22,7 @@ _OBJECTS = 8  # an image; COCO has 7.3
 def detector_subject(spec: Spec) -> Subject:
     """The detector of a config on square noise with eight random boxes and masks an image.
 
-    The dense twin is the folded model, and all random numbers are the same, for time depends on what
+    The dense baseline is the folded model, and all random numbers are the same, for time depends on what
     is proposed and detected.
     """
     cfg = load_config(spec.name)

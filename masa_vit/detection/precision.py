@@ -15,7 +15,7 @@ from torch.utils._pytree import tree_map_only
 
 @HOOKS.register_module()
 class Float32HeadsHook(Hook):
-    """Has the heads of a detector answer in float32 when they run in mixed precision.
+    """Run the heads of a detector in float32 under mixed precision.
 
     mmdet makes anchors and boxes in the dtype of the answers, and bfloat16 knows no odd pixels from
     256 on: proposals would be rounded, and non-maximum suppression would miss duplicates.

@@ -1,4 +1,4 @@
-"""The form of a model that is to be written, and the check that what was written computes the same."""
+"""Prepare a model for export and verify the exported outputs."""
 
 from __future__ import annotations
 

@@ -138,9 +138,8 @@ def load_exactly(model: nn.Module, checkpoint: str | Path) -> None:
     report = load_weights(model, checkpoint)
     if report.missing or report.dropped or report.resized or report.unexpected:
         raise ValueError(
-            f'the checkpoint does not fit this {type(model).__name__} in every tensor: is it of another '
-            'model, or are its num_classes, img_size or other arguments others (model_args in a config, '
-            f'--model-args of a command)?\n{report}'
+            f'the checkpoint does not match this {type(model).__name__}: check num_classes, img_size '
+            f'and the other arguments (model_args in a config, --model-args of a command)\n{report}'
         )
 
 

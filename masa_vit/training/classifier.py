@@ -27,7 +27,7 @@ LOCAL_DIR = 'local-dir:'
 class ImageClassifier(BaseModel):
     """A timm model with the losses and predictions of classification.
 
-    A configuration of a MASA model and one of its dense twin differ in ``model_name`` only.
+    A configuration of a MASA model and one of its dense baseline differ in ``model_name`` only.
 
     Args:
         model_name: a name that timm knows, ours or any other; 'local-dir:FOLDER' for the model whose

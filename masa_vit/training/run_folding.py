@@ -35,7 +35,7 @@ def fold_run(
     out: str | Path,
     force: bool = False,
 ) -> tuple[Path, Path]:
-    """Write the dense twin of a trained run: `OUT/<config>_folded.py` and `OUT/<config>_folded.pth`.
+    """Fold a trained run into a dense model: `OUT/<config>_folded.py` and `OUT/<config>_folded.pth`.
 
     The model of the new config is built, loaded from the new weights and compared with the old one
     before anything is written.
@@ -67,9 +67,9 @@ def fold_run(
     folded = masa_vit.fold(model)
 
     new_cfg = dense_config(cfg)
-    twin = build_model(new_cfg)
-    _load(twin, folded.state_dict(), 'the folded model')
-    difference = _difference(model, twin)
+    dense = build_model(new_cfg)
+    _load(dense, folded.state_dict(), 'the folded model')
+    difference = _difference(model, dense)
     if not difference <= TOLERANCE:
         raise ValueError(
             f'the outputs of the folded model differ by {difference:.3g} of the largest, more than '
@@ -79,16 +79,16 @@ def fold_run(
     paths[0].parent.mkdir(parents=True, exist_ok=True)
     new_cfg.dump(paths[0])
     meta = {**loaded.get('meta', {}), 'cfg': new_cfg.pretty_text}
-    content = {'meta': meta, 'state_dict': twin.state_dict()}
+    content = {'meta': meta, 'state_dict': dense.state_dict()}
     save_checkpoint(content, str(paths[1]), backend_args=dict(backend='atomic'))
     print_log(f'Largest difference of the outputs: {difference:.3g}', 'current')
     return paths
 
 
 def dense_config(cfg: Config) -> Config:
-    """The config of the dense twin, without initial weights to load, and without a teacher.
+    """The config of the dense model, without initial weights to load, and without a teacher.
 
-    What a 'local-dir:FOLDER' name stands for is written out: the twin needs no folder.
+    What a 'local-dir:FOLDER' name stands for is written out: the dense model needs no folder.
     """
     new = Config(cfg._cfg_dict.to_dict(), filename=cfg.filename)
     _make_dense(new.model)

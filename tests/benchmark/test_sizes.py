@@ -71,10 +71,10 @@ def test_flops_of_a_dense_model_follow_its_shape(spec):
     assert flops['FLOPs of training'] == 3 * depth * (linear + attention) + 2 * embed + 3 * head
 
 
-def test_flops_of_dense_twins_are_equal(spec):
-    twin = spec(dense=True, device='meta')
-    plain = replace(twin, name='vit_tiny_patch16_224', dense=False)
-    assert count_flops(timm_subject(twin)) == count_flops(timm_subject(plain))
+def test_flops_of_dense_baselines_are_equal(spec):
+    other = spec(dense=True, device='meta')
+    plain = replace(other, name='vit_tiny_patch16_224', dense=False)
+    assert count_flops(timm_subject(other)) == count_flops(timm_subject(plain))
 
 
 def test_composition_and_recomputation_cost_flops(spec):

@@ -120,7 +120,7 @@ def test_a_dense_model_has_nothing_to_fold(run, tmp_path, capsys):
         ('vit_tiny_masa_s2', ['--threads', '0'], '--threads must be >= 1'),
         ('vit_tiny_masa_s2', ['--batch-size', '4', '0'], '--batch-size must be >= 1'),
         ('vit_tiny_masa_s2', ['--img-size', '64'], 'given twice'),
-        ('vit_tiny_masa_s2', ['--against-args', 'num_atoms=1'], 'dense twin does not take'),
+        ('vit_tiny_masa_s2', ['--against-args', 'num_atoms=1'], 'dense baseline does not take'),
         ('vit_tiny_masa_s2', ['--device', 'meta'], 'computes nothing'),
         ('vit_tiny_masa_s2', ['--device', 'abacus'], '--device abacus'),
         ('vit_tiny_masa_s2', ['--picture', 'x.xyz'], "no picture has the suffix '.xyz'"),

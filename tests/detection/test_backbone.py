@@ -224,7 +224,7 @@ def test_init_from_a_classifiers_checkpoint(
     assert 'cls_token' in text.split('dropped')[1]
 
 
-def test_init_from_a_folded_file_into_the_dense_twin(tmp_path: Path) -> None:
+def test_init_from_a_folded_file_into_the_dense_baseline(tmp_path: Path) -> None:
     from safetensors.torch import save_file
 
     masa = timm.create_model('vit_tiny_masa_s2', **dense_args())
@@ -364,7 +364,7 @@ def test_windows_without_padding() -> None:
 
 
 @pytest.mark.parametrize('name', NAMES)
-def test_fold_gives_the_dense_twin(name: str) -> None:
+def test_fold_gives_the_dense_baseline(name: str) -> None:
     backbone = build(name, global_attn_indexes=[1]).eval()
     images = torch.randn(1, 3, 50, 64)
     if name == 'vit_tiny_patch16_224':
@@ -373,9 +373,9 @@ def test_fold_gives_the_dense_twin(name: str) -> None:
         return
     folded = masa_vit.fold(backbone)
     torch.testing.assert_close(folded(images)[0], backbone(images)[0], atol=0, rtol=0)
-    twin = build('vit_tiny_patch16_224', global_attn_indexes=[1]).eval()
-    twin.load_state_dict(folded.state_dict())
-    torch.testing.assert_close(twin(images)[0], backbone(images)[0])
+    other = build('vit_tiny_patch16_224', global_attn_indexes=[1]).eval()
+    other.load_state_dict(folded.state_dict())
+    torch.testing.assert_close(other(images)[0], backbone(images)[0])
 
 
 def test_is_built_by_mmdets_registry_and_unseen_by_its_class_check() -> None:

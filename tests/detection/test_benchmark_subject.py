@@ -1,4 +1,4 @@
-"""`masa-vit benchmark` on a detector: the twin is the folded model."""
+"""`masa-vit benchmark` on a detector: the baseline is the folded model."""
 
 from __future__ import annotations
 
@@ -62,7 +62,7 @@ def test_checkpointing_reaches_the_backbone(det_config: Path) -> None:
     assert detector_subject(spec).model.backbone.with_cp
 
 
-def test_the_twins_are_equal_in_function(det_config: Path) -> None:
+def test_the_two_are_equal_in_function(det_config: Path) -> None:
     ours, dense = (
         detector_subject(Spec(str(det_config), dense, img_size=64, batch_size=1))
         for dense in (False, True)

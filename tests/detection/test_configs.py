@@ -80,12 +80,12 @@ def test_hooks(name: str) -> None:
     assert cfg.default_hooks.checkpoint.save_best == 'coco/bbox_mAP'
 
 
-def test_there_are_twins() -> None:
+def test_there_are_baselines() -> None:
     assert {'mask_rcnn_vit_masa', 'mask_rcnn_vit_tiny_masa_mini'} <= set(TWINS)
 
 
 @pytest.mark.parametrize('name', TWINS)
-def test_twins_differ_in_the_models_name_only(name: str) -> None:
+def test_baselines_differ_in_the_models_name_only(name: str) -> None:
     masa = load_config(CONFIGS[name]).to_dict()
     dense = load_config(CONFIGS[name.replace('_masa', '_dense')]).to_dict()
     assert masa['model']['backbone'].pop('model_name') != dense['model']['backbone'].pop(

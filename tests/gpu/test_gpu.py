@@ -62,7 +62,7 @@ def make(small, **kwargs) -> nn.Module:
     return model.to(DEVICE).eval()
 
 
-def dense_twin(model: nn.Module, small) -> nn.Module:
+def dense_baseline(model: nn.Module, small) -> nn.Module:
     """Create timm's model with the weights that `model` composes, in the dtype of `model`."""
     dense = small('vit_tiny_patch16_224').to(model.head.weight).eval()
     state = {k: v for k, v in model.state_dict().items() if k in dense.state_dict()}
@@ -86,7 +86,7 @@ def assert_gradients_close(got, expected, **tolerance) -> None:
 
 
 def test_forward_and_gradients_are_those_of_the_dense_model(model, small, images):
-    dense = dense_twin(model, small)
+    dense = dense_baseline(model, small)
     out, expected = model(images), dense(images)
     torch.testing.assert_close(out, expected, atol=1e-6, rtol=1e-5)
     got = gradients(model, out.square().sum())
@@ -121,7 +121,7 @@ def test_bake(small, images):
 
 @pytest.mark.parametrize('dtype', [torch.bfloat16, torch.float16])
 def test_autocast_composes_in_the_dtype_of_the_atoms(model, small, images, dtype):
-    dense = dense_twin(model, small)
+    dense = dense_baseline(model, small)
     with torch.autocast(DEVICE.type, dtype):
         assert model.blocks[0].attn.qkv.weight.dtype == torch.float32
         out, expected = model(images), dense(images)
@@ -156,7 +156,7 @@ def test_model_in_half_precision(model, small, images, dtype):
     out = model(images)
     assert out.dtype == dtype
     assert torch.isfinite(out).all()
-    assert torch.equal(out, dense_twin(model, small)(images))
+    assert torch.equal(out, dense_baseline(model, small)(images))
     assert torch.equal(out, masa_vit.fold(model)(images))
     assert all(torch.isfinite(grad).all() for grad in gradients(model, out.sum()).values())
 

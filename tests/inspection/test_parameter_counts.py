@@ -27,7 +27,7 @@ def test_vit_base_as_in_the_paper():
 @pytest.mark.parametrize(
     'kwargs', [{'coefficients': 'mlp'}, {'projections': 'qo'}, {'qk_norm': True}]
 )
-def test_dense_counts_are_those_of_the_dense_twin(small, kwargs):
+def test_dense_counts_are_those_of_the_dense_baseline(small, kwargs):
     timm_kwargs = {k: v for k, v in kwargs.items() if k == 'qk_norm'}
     dense = count_parameters(small('vit_tiny_patch16_224', **timm_kwargs))
     masa = count_parameters(nn.Sequential(small(**kwargs)))

@@ -30,7 +30,7 @@ def model(request, small) -> nn.Module:
     return small(**VARIANTS[request.param])
 
 
-def dense_twin(model: nn.Module, small) -> nn.Module:
+def dense_baseline(model: nn.Module, small) -> nn.Module:
     """timm's model with the weights that `model` composes."""
     dense = small('vit_tiny_patch16_224')
     state = {k: v for k, v in model.state_dict().items() if k in dense.state_dict()}
@@ -42,7 +42,7 @@ def dense_twin(model: nn.Module, small) -> nn.Module:
 
 
 def test_forward_and_gradients_are_those_of_the_dense_model(model, small, images):
-    dense = dense_twin(model, small)
+    dense = dense_baseline(model, small)
     out = model(images)
     torch.testing.assert_close(out, dense(images), atol=1e-6, rtol=1e-5)
     out.square().sum().backward()
@@ -223,7 +223,7 @@ def test_double(model, small, images):
 
 def test_bfloat16_autocast_is_as_exact_as_dense(model, small, images):
     """The composed weights are those of float32; the rest is autocast as in the dense model."""
-    dense = dense_twin(model, small)
+    dense = dense_baseline(model, small)
     with torch.autocast('cpu', torch.bfloat16):
         out, expected = model(images), dense(images)
     assert torch.equal(out, expected)

@@ -113,7 +113,7 @@ def test_load_exactly(small, images, tmp_path):
         ({'depth': 3}, r'unexpected \(\d+\): blocks\.3'),
         ({'residual_rank': 1}, r'missing \(32\): blocks\.0'),
     ]:
-        with pytest.raises(ValueError, match=rf'does not fit this MasaVision(.|\n)*{what}'):
+        with pytest.raises(ValueError, match=rf'does not match this MasaVision(.|\n)*{what}'):
             load_exactly(small(**kwargs), tmp_path / 'a.pth')
     with pytest.raises(FileNotFoundError, match=r"b\.pth' does not exist"):
         load_exactly(model, tmp_path / 'b.pth')

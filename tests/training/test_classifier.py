@@ -109,19 +109,19 @@ def test_trains(tiny: Tiny) -> None:
 @pytest.mark.parametrize('checkpointing', [False, True])
 def test_accumulation_equals_a_big_batch(tiny: Tiny, checkpointing: bool) -> None:
     model = MODELS.build(tiny(grad_checkpointing=checkpointing)).double()
-    twin = copy.deepcopy(model)
+    other = copy.deepcopy(model)
     big = model.data_preprocessor(batch(8))
     big['inputs'] = big['inputs'].double()
     parts = [{key: value[i : i + 4] for key, value in big.items()} for i in (0, 4)]
     whole = OptimWrapper(torch.optim.SGD(model.parameters(), lr=0.1))
-    halves = OptimWrapper(torch.optim.SGD(twin.parameters(), lr=0.1), accumulative_counts=2)
-    halves.initialize_count_status(twin, 0, 2)
+    halves = OptimWrapper(torch.optim.SGD(other.parameters(), lr=0.1), accumulative_counts=2)
+    halves.initialize_count_status(other, 0, 2)
     start = [p.detach().clone() for p in model.parameters()]
     model.train_step(big, whole)
     for part in parts:
-        twin.train_step(part, halves)
+        other.train_step(part, halves)
     assert any(not torch.equal(a, b) for a, b in zip(start, model.parameters(), strict=True))
-    for a, b in zip(model.parameters(), twin.parameters(), strict=True):
+    for a, b in zip(model.parameters(), other.parameters(), strict=True):
         torch.testing.assert_close(a, b, rtol=1e-6, atol=1e-6)  # the loss is in float32
 
 

@@ -150,19 +150,19 @@ def test_the_teacher_is_no_part_of_the_student(
 
 def test_precision_is_the_students(distilled: Make) -> None:
     model = MODELS.build(distilled(alpha=0.9, feature_weight=1.0))
-    twin = copy.deepcopy(model)
+    other = copy.deepcopy(model)
     optimizers = [kind(torch.optim.SGD(m.parameters(), lr=0.1)) for kind, m in (
-        (OptimWrapper, model), (BFloat16OptimWrapper, twin)
+        (OptimWrapper, model), (BFloat16OptimWrapper, other)
     )]  # fmt: skip
     dtypes = set()
-    twin.teacher.blocks[0].attn.qkv.register_forward_hook(lambda m, a, out: dtypes.add(out.dtype))
+    other.teacher.blocks[0].attn.qkv.register_forward_hook(lambda m, a, out: dtypes.add(out.dtype))
     full = model.train_step(batch(), optimizers[0])
     assert dtypes == {torch.float32}
-    mixed = twin.train_step(batch(), optimizers[1])
+    mixed = other.train_step(batch(), optimizers[1])
     assert dtypes == {torch.float32, torch.bfloat16}
     assert mixed['loss'] != full['loss']
     torch.testing.assert_close(mixed['loss'], full['loss'], rtol=0.02, atol=0)
-    assert {p.dtype for p in twin.teacher.parameters()} == {torch.float32}
+    assert {p.dtype for p in other.teacher.parameters()} == {torch.float32}
 
     data = model.double().data_preprocessor(batch())
     loss = model(data['inputs'].double(), data['targets'], mode='loss')['loss']
@@ -186,16 +186,16 @@ def test_gradient_checkpointing_changes_nothing(distilled: Make) -> None:
 
 def test_accumulation_equals_a_big_batch(distilled: Make) -> None:
     model = MODELS.build(distilled()).double()
-    twin = copy.deepcopy(model)
+    other = copy.deepcopy(model)
     big = batch(8)
     big['inputs'] = model.data_preprocessor(big)['inputs'].double()
     whole = OptimWrapper(torch.optim.SGD(model.parameters(), lr=0.1))
-    halves = OptimWrapper(torch.optim.SGD(twin.parameters(), lr=0.1), accumulative_counts=2)
-    halves.initialize_count_status(twin, 0, 2)
+    halves = OptimWrapper(torch.optim.SGD(other.parameters(), lr=0.1), accumulative_counts=2)
+    halves.initialize_count_status(other, 0, 2)
     model.train_step(big, whole)
     for part in (slice(4), slice(4, 8)):
-        twin.train_step({key: value[part] for key, value in big.items()}, halves)
-    for a, b in zip(model.parameters(), twin.parameters(), strict=True):
+        other.train_step({key: value[part] for key, value in big.items()}, halves)
+    for a, b in zip(model.parameters(), other.parameters(), strict=True):
         torch.testing.assert_close(a, b, rtol=1e-6, atol=1e-6)  # the loss is in float32
 
 

@@ -170,7 +170,7 @@ def test_checkpoint_that_does_not_fit(trained: tuple[Config, Path], tmp_path: Pa
         Predictor(cfg, tmp_path / 'nowhere.pth')
     with pytest.raises(ValueError, match=r'num_classes(.|\n)*head'):
         Predictor(cfg, checkpoint, cfg_options={'model.num_classes': 4})
-    with pytest.raises(ValueError, match='does not fit this MasaVisionTransformer'):
+    with pytest.raises(ValueError, match='does not match this MasaVisionTransformer'):
         Predictor(cfg, checkpoint, cfg_options={'model.model_args.img_size': 32})
     with pytest.raises(ValueError, match='checkpoint of a MASA model'):
         Predictor(cfg, checkpoint, cfg_options={'model.model_name': 'vit_tiny_patch16_224'})

@@ -125,7 +125,7 @@ def test_a_wrong_result_is_not_written(
 
 
 @pytest.mark.parametrize('name', ['cls/vit_tiny_masa_s4_digits', 'det/mask_rcnn_vit_masa'])
-def test_config_of_the_twin(name: str) -> None:
+def test_config_of_the_dense_model(name: str) -> None:
     dense = name.replace('_s4', '').replace('masa', 'dense')
     folded = dense_config(load_config(f'masa_vit::{name}.py'))
     assert folded.model == load_config(f'masa_vit::{dense}.py').model

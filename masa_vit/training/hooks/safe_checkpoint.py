@@ -1,4 +1,4 @@
-"""Checkpoints that a kill at any moment leaves whole, and that resume to the same run."""
+"""Atomic checkpoints with exact resume."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from masa_vit.utils.weight_files import find_not_finite
 
 @HOOKS.register_module()
 class SafeCheckpointHook(CheckpointHook):
-    """mmengine's CheckpointHook for runs that get killed.
+    """mmengine's CheckpointHook with atomic files and exact resume.
 
     - Files are written beside their place and moved there; an old checkpoint is removed only
       when the new one is complete. Weights that are not finite are not saved.
