@@ -47,14 +47,14 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         '--against', help='the model to compare with; default: the dense model that MODEL folds to'
     )
-    for option, whom in (('--model-args', 'MODEL'), ('--against-args', 'the other')):
+    for option, owner in (('--model-args', 'MODEL'), ('--against-args', 'the other')):
         parser.add_argument(
             option,
             nargs='+',
             type=parse_pair,
             default=[],
             metavar='KEY=VALUE',
-            help=f'arguments of timm.create_model for {whom}',
+            help=f'arguments of timm.create_model for {owner}',
         )
     parser.add_argument(
         '--measure',
@@ -165,7 +165,7 @@ def check_compile(device: str) -> None:
     """Compile something small.
 
     Raises:
-        ValueError: If that fails, mostly for want of a compiler.
+        ValueError: If that fails, mostly because there is no compiler.
     """
     try:
         torch.compile(lambda x: x.sin() + 1)(torch.ones(8, device=device))

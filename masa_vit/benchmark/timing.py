@@ -44,7 +44,7 @@ class Stopwatch:
 
 
 def synchronize(device: torch.device) -> None:
-    """Wait until the device has done all that it was told."""
+    """Wait until the device has finished all queued work."""
     if device.type not in ('cpu', 'meta'):
         torch.accelerator.synchronize(device)
 

@@ -118,7 +118,7 @@ def _add_history(report: Report, name: str, records: Sequence[AtomRecord]) -> No
     if len(records) > 1:
         report.history = History(name, epochs, history_quantities(records))
         return
-    why = f'{name} has a record of one moment only (epoch {epochs[0]}): no history can be told.'
+    why = f'{name} has a record of one moment only (epoch {epochs[0]}): no history to show.'
     if not report.models:
         raise ValueError(why)
     for model in report.models:
@@ -161,8 +161,8 @@ def _inspect(args: argparse.Namespace, texts: Sequence[str], load_run: LoadRun |
         notes = []
         if not source.weights.shares:
             notes.append(
-                'Nothing is shared in this model: it is dense, and has no atoms. What can be told of '
-                'its composed weights is told.'
+                'Nothing is shared in this model: it is dense, and has no atoms. The report '
+                'covers its weights.'
             )
         if args.images:
             options = (args.images, args.num_images, args.num_ablated, args.batch_size)

@@ -15,7 +15,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Run the command line.
 
     Returns:
-        0 when all went well, 1 after an error (told on stderr), 2 after wrong arguments, 75 after a
+        0 when all went well, 1 after an error (message on stderr), 2 after wrong arguments, 75 after a
         training that a signal ended and that can go on, 130 after Ctrl-C elsewhere.
     """
     arguments = list(sys.argv[1:] if argv is None else argv)

@@ -201,7 +201,7 @@ class _Search:
                 self._move(layer, target, assign=True)
 
     def ascend(self, sweeps: int, gain: float) -> None:
-        """Sweep over the layers, at most as often as told, until a sweep gains less."""
+        """Sweep over the layers, at most `sweeps` times, until a sweep gains less than `gain`."""
         self.history = self.history or [self.energy()]
         for _ in range(sweeps):
             if self.done:
@@ -210,7 +210,7 @@ class _Search:
             self.history.append(self.energy())
             settled = self.history[-1] - self.history[-2] < gain
             self.done = self.assign and settled and not any(moves)
-            # Assignment costs H times what rotation does: pause it while no head wants to move.
+            # Assignment costs H times what rotation does: pause it while no head moves.
             self.assign = any(moves) or settled
 
     def _flat(self, name: str) -> Tensor:

@@ -30,9 +30,9 @@ def allocate(
     ranks: Ranks,
     exact: Mapping[str, Collection[int]] | None = None,
 ) -> dict[str, list[int]]:
-    """Give ranks, paid from one purse.
+    """Allocate ranks within one budget.
 
-    A rank costs (out + in) parameters. 'energy': the largest singular values first, for their price;
+    A rank costs (out + in) parameters. 'energy': the largest singular values first, by their cost;
     'uniform': every weight gets the same. No weight gets more than it would cost to store it dense.
 
     Args:
@@ -43,29 +43,29 @@ def allocate(
     """
     exact = exact or {}
     depth = len(next(iter(weights.values())))
-    prices = {name: sum(weight.shape[1:]) for name, weight in weights.items()}
-    most = {name: weight[0].numel() // prices[name] for name, weight in weights.items()}
+    costs = {name: sum(weight.shape[1:]) for name, weight in weights.items()}
+    most = {name: weight[0].numel() // costs[name] for name, weight in weights.items()}
     takers = {
         name: [layer for layer in range(depth) if layer not in exact.get(name, ())]
         for name in weights
     }
     found = {name: [0] * depth for name in weights}
     if ranks.allocation == 'uniform':
-        price = sum(prices[name] * len(layers) for name, layers in takers.items())
+        cost = sum(costs[name] * len(layers) for name, layers in takers.items())
         for name, layers in takers.items():
             for layer in layers:
-                found[name][layer] = min(ranks.numbers // max(price, 1), most[name])
+                found[name][layer] = min(ranks.numbers // max(cost, 1), most[name])
         return found
     gains = []
     for name, weight in weights.items():
-        energies = spectra(weight, metrics.get(name)).square() / prices[name]
+        energies = spectra(weight, metrics.get(name)).square() / costs[name]
         for layer in takers[name]:
             gains += [(-gain, name, layer) for gain in energies[layer, : most[name]].tolist()]
     gains.sort()
-    purse = ranks.numbers
+    budget = ranks.numbers
     for gain, name, layer in gains:
-        if prices[name] > purse or gain > _NOTHING * gains[0][0]:
+        if costs[name] > budget or gain > _NOTHING * gains[0][0]:
             break
         found[name][layer] += 1
-        purse -= prices[name]
+        budget -= costs[name]
     return found

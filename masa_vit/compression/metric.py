@@ -4,8 +4,8 @@ The error of a compressed weight is ``||Q_l^T (W_l - What_l) P_l||^2`` with, for
 
 - ``P_l P_l^T = E[x x^T]``, the second moment of the inputs: the error of the output counts, not that
   of the weight (as in SVD-LLM, https://arxiv.org/abs/2403.07378, and the MASA paper's refinement);
-- ``Q_l Q_l^T = E[g g^T]``, the second moment of the gradients at the output: an error counts as far
-  as the model's prediction feels it. Both together are the Kronecker-factored Fisher matrix (K-FAC,
+- ``Q_l Q_l^T = E[g g^T]``, the second moment of the gradients at the output: an error counts by
+  the sensitivity of the prediction. Both together are the Kronecker-factored Fisher matrix (K-FAC,
   https://arxiv.org/abs/1503.05671). Using it to fit shared atoms is our choice.
 """
 
@@ -101,7 +101,7 @@ def _factors(moments: torch.Tensor, ridge: float) -> torch.Tensor:
     eye = torch.eye(moments.shape[-1], dtype=moments.dtype, device=moments.device)
     factors = []
     for moment in moments:
-        # a projection that sees or feels nothing: any metric will do
+        # a projection without input or gradient: any metric will do
         variance = moment.diagonal().mean().clamp(min=1e-30)
         for strength in (ridge, 10 * ridge, 100 * ridge):
             factor, info = torch.linalg.cholesky_ex(moment + strength * variance * eye)

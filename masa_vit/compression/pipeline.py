@@ -107,7 +107,7 @@ def compress(
             stays: 'permutation', 'rotation' (with it) or 'invertible' (both, after balancing). Turned
             off in part where a norm forbids it.
         weighting: What counts as an error: 'none', that of the weights; 'input', that of the outputs
-            on `calibration`; 'fisher', as far as the prediction feels it (the best one measured).
+            on `calibration`; 'fisher', weighted by the sensitivity of the prediction (the best).
         residual_rank: Rank k of a part of every layer's weight that is its own (local refinement);
             by letter or layer too, as for `MasaVisionTransformer`. 'energy' or 'uniform': as much as
             `budget` has left, spent on the largest singular values, or evenly.

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 LOGGER = logging.getLogger('masa_vit.compression')
-"""To which the package tells what it does; nobody else shows what is less than a warning."""
+"""Progress messages of the package; shown by the command."""
 
 
 @contextmanager

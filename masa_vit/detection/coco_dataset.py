@@ -1,4 +1,4 @@
-"""mmdet's COCO dataset, whose mistakes are told before training starts."""
+"""mmdet's COCO dataset with checks before training."""
 
 from __future__ import annotations
 
@@ -50,7 +50,7 @@ class CheckedCocoMetric(CocoMetric):
 
 @DATASETS.register_module()
 class CheckedCocoDataset(CocoDataset):
-    """`mmdet.datasets.CocoDataset` for data that nobody has checked yet.
+    """`mmdet.datasets.CocoDataset` for unchecked data.
 
     On good data it gives the same samples. It refuses an annotation file that is missing, broken or
     without the categories that ``metainfo['classes']`` names, and images that do not exist. Labels

@@ -1,4 +1,4 @@
-"""COCO annotation files: read one, and tell which of its annotations nobody can train on."""
+"""Read COCO annotation files and find annotations that cannot be trained on."""
 
 from __future__ import annotations
 

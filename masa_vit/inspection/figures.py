@@ -67,7 +67,7 @@ def draw_model(summary: Summary, title: str) -> Iterator[tuple[str, Figure]]:
 
 
 def _lines(ax: Any, rows: Mapping[str, torch.Tensor], xlabel: str, ylabel: str) -> None:
-    """Draw a line for each projection, told apart by more than colours."""
+    """Draw a line for each projection, distinguished by marker and style, too."""
     from matplotlib.ticker import MaxNLocator
 
     for index, (name, values) in enumerate(rows.items()):

@@ -26,7 +26,7 @@ SHOWN = 4
 """Images whose attention is shown."""
 
 ABLATED = 32
-"""Images that the ablation is measured on, unless told otherwise: it needs many passes."""
+"""Images that the ablation is measured on, by default: it needs many passes."""
 
 
 class Sample(NamedTuple):

@@ -1,4 +1,4 @@
-"""A record of the atoms at each epoch of a training: small files, from which the history is told.
+"""A record of the atoms at each epoch of a training: small files that hold its history.
 
 A record holds C and the Gram matrix of the atoms, of every projection that shares: a few kilobytes, and
 all that `masa_vit.inspection.sharing_measures` needs. `CoefficientHook` writes one after every epoch.
@@ -59,7 +59,7 @@ def record_of(source: nn.Module | Mapping[str, torch.Tensor], epoch: int) -> Ato
     coef = coefficients(source)
     if not coef:
         raise ValueError(
-            'nothing is shared in this model: it is dense, and has no atoms whose history could be told'
+            'nothing is shared in this model: it is dense, and has no atoms with a history'
         )
     atoms, dictionary_of = shared_atoms(source, coef)
     grams = {key: sharing_measures.gram_of_atoms(each) for key, each in atoms.items()}

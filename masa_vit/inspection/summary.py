@@ -58,7 +58,7 @@ class Summary:
 
 
 def summarize(weights: ProjectionWeights) -> Summary:
-    """Compute what can be told from weights alone.
+    """Compute all quantities that need weights alone.
 
     Args:
         weights: Of `projection_weights`; dense projections have no atoms, and all the rest.

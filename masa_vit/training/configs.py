@@ -33,7 +33,7 @@ _EXTRA_KEYS = {
     'activation_checkpointing', 'compile', 'custom_imports', 'efficient_conv_bn_eval',
     'find_unused_parameters', 'model_wrapper_cfg', 'sync_bn', 'tta_model', 'tta_pipeline',
 }  # fmt: skip
-# Customary names of variables, which a config file uses further down and nobody reads afterwards.
+# Customary names of variables, which only the config file itself uses.
 _VARIABLES = {
     'train_pipeline', 'val_pipeline', 'test_pipeline', 'dataset_type', 'data_root', 'backend_args',
     'metainfo', 'train_dataset', 'val_dataset', 'test_dataset', 'vis_backends', 'norm_cfg',
@@ -127,7 +127,7 @@ def _check_keys(cfg: Config) -> None:
             )
         if isinstance(value, dict):
             warnings.warn(
-                f'config {cfg.filename or ""}: the key {key!r} is read by nobody here; a variable '
+                f'config {cfg.filename or ""}: the key {key!r} has no effect; a variable '
                 f'of your own is better named _{key}.',
                 stacklevel=3,
             )

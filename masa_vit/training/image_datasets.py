@@ -174,7 +174,7 @@ class ImageFolder(ImageDataset):
             one, and workers that are not persistent have a new one every epoch.
         cache: keep decoded images in memory, those of a worker in that worker. For small images
             (CIFAR: 150 MB a worker), whose decoding costs more than all the rest of loading.
-        hint: where to get the data; told where its folder is missing.
+        hint: where to get the data; part of the message when the folder is missing.
     """
 
     how_to_get = (
@@ -261,7 +261,7 @@ class ImageFolder(ImageDataset):
         except UnreadableImageError as error:
             if self.on_error == 'raise':
                 raise UnreadableImageError(
-                    f"{error}\nMend or remove the file, or set on_error='skip' in the dataset's "
+                    f"{error}\nFix or remove the file, or set on_error='skip' in the dataset's "
                     'config to leave such images out.'
                 ) from error
             return self._sample(self._substitute(index, str(error)), IGNORE_INDEX)

@@ -42,7 +42,7 @@ def raise_if_lost(peers: list[Peer], error: BaseException) -> None:
         if lost:
             raise LostProcessError(
                 f'{", ".join(lost)} of this training ended on {here}, so rank {get_rank()} ends. '
-                'Without a message of its own it was killed, often for want of memory. Go on with '
+                'Without a message of its own it was killed, often because memory ran out. Go on with '
                 '--resume; how torchrun does so by itself is in docs/reliability.md.'
             ) from error
         time.sleep(0.1)

@@ -57,6 +57,6 @@ def _get_cfg_path(cfg_path: str, filename: str) -> tuple[str, str | None]:
     return _mmengine_cfg_path(cfg_path, filename)
 
 
-# mmengine finds `_base_ = 'package::...'` for packages that OpenMIM installed (it wants a
+# mmengine finds `_base_ = 'package::...'` for packages that OpenMIM installed (it needs a
 # model-index.yml, and knows no checkout); for ours, and ours only, it asks the function above.
 Config._get_cfg_path = staticmethod(_get_cfg_path)

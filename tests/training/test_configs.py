@@ -80,7 +80,7 @@ def test_customary_variables_of_mmdet(tmp_path):
     names = ('backend_args', 'albu_train_transforms', 'tta_model', 'tta_pipeline', 'conv_cfg')
     names += ('train_pipeline_stage2', 'load_pipeline', 'img_norm_cfg', 'dataset_type')
     with warnings.catch_warnings():
-        warnings.filterwarnings('error', message='.*is read by nobody')
+        warnings.filterwarnings('error', message='.*has no effect')
         load_config(write(tmp_path, '\n'.join(f'{name} = []' for name in names)))
 
 

@@ -1,4 +1,4 @@
-"""Operators of torchvision where mmcv has no compiled ones, so that nobody needs a compiler.
+"""Operators of torchvision where mmcv has no compiled ones, so that no compiler is needed.
 
 `install` makes ``mmcv._ext`` importable where it is missing. Its functions have the names,
 arguments and results of mmcv's, which write into tensors that the caller made.

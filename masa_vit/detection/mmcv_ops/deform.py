@@ -180,7 +180,7 @@ def _backward(
 def _complete(
     input: Tensor, weight: Tensor, offset: Tensor, mask: Tensor | None, bias: Tensor | None
 ) -> tuple[Tensor, ...]:
-    # torchvision wants tensors also where there is no mask or bias
+    # torchvision needs tensors also where there is no mask or bias
     mask = input.new_zeros(len(input), 1) if mask is None else mask
     bias = input.new_zeros(len(weight)) if bias is None else bias
     return input, weight, offset, mask, bias

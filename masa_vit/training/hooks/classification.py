@@ -82,7 +82,7 @@ class SkippedImagesHook(Hook):
         skipped = torch.tensor(self._skipped[mode])
         all_reduce(skipped)
         if skipped:
-            # the iteration also makes the text new: the logger drops a warning that it has told
+            # with the iteration the text is new: the logger drops a warning that it has logged before
             runner.logger.log(
                 logging.WARNING,
                 f'{mode}: {skipped.item()} images, on all ranks together, could not be read and were '
