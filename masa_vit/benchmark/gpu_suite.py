@@ -13,12 +13,13 @@ import torch
 
 from masa_vit.benchmark import steps
 from masa_vit.benchmark.measurement import Measurement
-from masa_vit.benchmark.results import Report, check_writable, describe_setting, print_table
+from masa_vit.benchmark.results import Report, describe_setting, print_table
 from masa_vit.benchmark.specs import add_arguments, check_compile
 from masa_vit.benchmark.subjects import Spec, Subject, timm_subject
 from masa_vit.benchmark.timing import Call, time_pairs
 from masa_vit.export import fold
 from masa_vit.models import dense_architecture
+from masa_vit.utils.staging import check_file
 
 MODELS = ('vit_base_masa_s4', 'vit_small_masa_s4', 'vit_large_masa_s8')
 BATCH_SIZES = (64, 256)
@@ -67,7 +68,7 @@ def run(args: argparse.Namespace) -> int:
     if args.model and not dense_architecture(args.model):
         raise ValueError(f'--suite gpu measures models such as {MODELS[0]}, got {args.model!r}')
     if args.json:
-        check_writable(args.json)
+        check_file(args.json)
     record = {'suite': args.suite, 'device': args.device, 'dtype': DTYPE, 'seconds': SECONDS}
     report = Report(record, args.json)
     run_cases(make_cases([args.model] if args.model else MODELS, args.device), report)

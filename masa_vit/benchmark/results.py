@@ -6,7 +6,6 @@ import json
 import os
 import platform
 import statistics
-import tempfile
 import textwrap
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -74,22 +73,6 @@ class Report:
     def _write(self) -> None:
         if self.path:
             write_atomically(self.path, json.dumps(self.to_json(), indent=1) + '\n')
-
-
-def check_writable(path: Path) -> None:
-    """Make the folder of a file, and try whether files can be written there.
-
-    Raises:
-        OSError: If not.
-    """
-    try:
-        if path.is_dir():
-            raise IsADirectoryError('it is a folder')
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryFile(dir=path.parent):
-            pass
-    except OSError as error:
-        raise OSError(f'{str(path)!r} cannot be written: {error}') from error
 
 
 def describe_machine(device: str) -> dict[str, Any]:

@@ -8,11 +8,11 @@ from typing import Any
 
 import torch
 
-from masa_vit.benchmark.results import check_writable
 from masa_vit.benchmark.steps import DTYPES
 from masa_vit.benchmark.subjects import Kind, Spec
 from masa_vit.export.folding import MASA_ARGS
 from masa_vit.utils.arguments import parse_pair
+from masa_vit.utils.staging import check_file
 
 MEASURES = {
     'train': 'training step with AdamW: the whole, forward, backward, optimizer',
@@ -129,7 +129,7 @@ def check_arguments(args: argparse.Namespace, kind: Kind) -> None:
     for spec in make_specs(args, args.batch_size[0]):
         kind.check(spec)
     for path in filter(None, (args.json, args.picture)):
-        check_writable(path)
+        check_file(path)
     if args.picture:
         _check_format(args.picture)
     if args.compile:

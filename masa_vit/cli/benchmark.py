@@ -89,6 +89,7 @@ def run(args: argparse.Namespace) -> int:
         _print(report, setting)
     if args.picture:
         title = f'{pair_name(report)}, {args.device}, {torch.get_num_threads()} threads'
+        args.picture.parent.mkdir(parents=True, exist_ok=True)
         plot_ratios(report.measurements, title).savefig(args.picture, dpi=150)
     for what in ('json', 'picture'):
         if getattr(args, what):

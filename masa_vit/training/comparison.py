@@ -15,7 +15,7 @@ from masa_vit.inspection.plots import plot_coefficients, plot_curves
 from masa_vit.training.checkpoint_files import SUMMARY, read_checkpoint
 from masa_vit.training.configs import load_config
 from masa_vit.training.launch import train
-from masa_vit.training.work_dir import check_free
+from masa_vit.training.work_dir import check_work_dir_free
 from masa_vit.utils.staging import write_atomically
 
 CAVEAT = 'One run each, one seed: a {} ranks nothing; run several seeds.'
@@ -62,7 +62,7 @@ def compare(
     for folder, config in folders.items():  # before hours are spent
         cfg = load_config(config, train_options.get('cfg_options'))
         if not resume:
-            check_free(folder)
+            check_work_dir_free(folder)
         elif summary := _summary_of(folder):
             _check_same_recipe(cfg, summary, folder)
 

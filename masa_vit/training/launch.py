@@ -19,7 +19,7 @@ from masa_vit.training.checkpoint_files import SUMMARY, read_checkpoint
 from masa_vit.training.configs import explain_build_error, load_config, read_literals
 from masa_vit.training.hooks.run_summary import SummaryHook
 from masa_vit.training.runner import Runner
-from masa_vit.training.work_dir import check_free, find_last_checkpoint, locked
+from masa_vit.training.work_dir import check_work_dir_free, find_last_checkpoint, locked
 
 LAUNCHERS = ('none', 'pytorch', 'slurm', 'mpi')
 
@@ -112,7 +112,7 @@ def _set_start(cfg: Config, resume: str | Path | None, seed: int | None) -> None
     if path is not None:
         _set_resume(cfg, Path(path), seed)
     else:
-        check_free(cfg.work_dir)
+        check_work_dir_free(cfg.work_dir)
         if cfg.get('load_from') and '://' not in cfg.load_from:
             read_checkpoint(cfg.load_from)
 
@@ -124,7 +124,7 @@ def _set_resume(cfg: Config, path: Path, seed: int | None) -> None:
     so that a run without a fixed seed would see its data in another order.
     """
     if path.resolve().parent != Path(cfg.work_dir).resolve():
-        check_free(cfg.work_dir)
+        check_work_dir_free(cfg.work_dir)
     checkpoint = read_checkpoint(path)
     meta = checkpoint.get('meta', {})
     if 'epoch' not in meta or 'iter' not in meta:

@@ -90,7 +90,7 @@ def find_last_checkpoint(work_dir: str | Path) -> Path | None:
     return found[0] if found else None
 
 
-def check_free(work_dir: str | Path) -> None:
+def check_work_dir_free(work_dir: str | Path) -> None:
     """Refuse a work dir that holds another run: its checkpoints, or the summary of a finished run.
 
     What a run leaves that ended before its first checkpoint does not count.

@@ -80,6 +80,16 @@ def check_writable(folder: Path) -> None:
     os.rmdir(_make_stage(_existing(folder)))
 
 
+def check_file(path: Path) -> None:
+    """Refuse a path where no file can be written; an existing file is replaced later.
+
+    Raises:
+        OSError: As `check_free` and `check_writable`.
+    """
+    check_free(path.parent, [path.name], force=True)
+    check_writable(path.parent)
+
+
 @contextmanager
 def staged(folder: str | Path, names: Sequence[str], force: bool = False) -> Iterator[Path]:
     """Give a temporary folder to write files into, which move to `folder` if nothing is raised.

@@ -147,7 +147,7 @@ def test_a_path_that_cannot_be_written_is_refused(run, monkeypatch, tmp_path, op
     monkeypatch.setattr('timm.create_model', lambda *args, **kwargs: pytest.fail('built'))
     (tmp_path / 'file').write_text('')
     for path in (tmp_path, tmp_path / 'file' / 'x.png'):
-        with pytest.raises(OSError, match='cannot be written'):
+        with pytest.raises(OSError, match=r'is a folder|is a file|cannot write'):
             run('vit_tiny_masa_s2', option, str(path))
 
 

@@ -90,18 +90,18 @@ def test_a_copied_work_dir_has_its_own_checkpoint(tmp_path):
     [('last_checkpoint', ''), ('summary.json', '{"finished": true}'), ('epoch_3.pth', '')],
 )
 def test_work_dir_with_another_run(tmp_path, name, content):
-    work_dir.check_free(tmp_path / 'not there yet')
+    work_dir.check_work_dir_free(tmp_path / 'not there yet')
     (tmp_path / '20260101_000000').mkdir()  # the log of a run that failed at once
     (tmp_path / '.lock').touch()
-    work_dir.check_free(tmp_path)
+    work_dir.check_work_dir_free(tmp_path)
     (tmp_path / name).write_text(content)
     with pytest.raises(ValueError, match=f'another run .{name}.*--resume'):
-        work_dir.check_free(tmp_path)
+        work_dir.check_work_dir_free(tmp_path)
 
 
 def test_work_dir_of_a_run_without_a_checkpoint(tmp_path):
     (tmp_path / 'summary.json').write_text(json.dumps({'finished': False}))
-    work_dir.check_free(tmp_path)
+    work_dir.check_work_dir_free(tmp_path)
     assert work_dir.find_last_checkpoint(tmp_path) is None
 
 
@@ -109,6 +109,6 @@ def test_work_dir_that_is_a_file(tmp_path):
     path = tmp_path / 'file'
     path.touch()
     with pytest.raises(ValueError, match='is a file'):
-        work_dir.check_free(path)
+        work_dir.check_work_dir_free(path)
     with pytest.raises(ValueError, match='is a file'), work_dir.locked(path):
         pass
