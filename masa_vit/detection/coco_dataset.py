@@ -45,7 +45,12 @@ class CheckedCocoMetric(CocoMetric):
         super().__init__(ann_file=None, **kwargs)
         if ann_file is not None:
             with get_local_path(ann_file, backend_args=self.backend_args) as path:
-                self._coco_api = make_coco(read_coco(path))
+                content = read_coco(path, with_annotations=not self.format_only)
+            if any(annotation['id'] == 0 for annotation in content['annotations']):
+                # pycocotools takes the id 0 for an object that was not found
+                for number, annotation in enumerate(content['annotations'], 1):
+                    annotation['id'] = number
+            self._coco_api = make_coco(content)
 
 
 @DATASETS.register_module()

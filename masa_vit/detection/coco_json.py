@@ -9,6 +9,8 @@ from collections import Counter
 from collections.abc import Hashable, Iterable, Sequence
 from typing import Any
 
+import numpy as np
+
 __all__ = ['LAYOUT', 'annotation_problem', 'read_coco', 'segmentation_problem', 'some']
 
 LAYOUT = (
@@ -100,6 +102,8 @@ def annotation_problem(annotation: dict, images: dict, masks: bool) -> str | Non
     box = annotation['bbox']
     if not isinstance(box, list) or len(box) != 4 or not _are_finite(box):
         return 'a bbox that is not four finite numbers [x, y, width, height]'
+    if _reaches_far(box, image):  # float32 would make it infinite
+        return 'a bbox that reaches far beyond the image'
     x, y, width, height = box
     if width < 0 or height < 0:
         return 'a bbox of negative width or height'
@@ -124,8 +128,8 @@ def annotation_problem(annotation: dict, images: dict, masks: bool) -> str | Non
 def segmentation_problem(annotation: dict, image: dict) -> str | None:
     """Say why pycocotools cannot make a mask of an annotation, or nothing.
 
-    NaN in a polygon must not reach pycocotools, which then takes all memory; nor must run lengths
-    that do not fill the image: it writes beyond the mask.
+    pycocotools takes all memory for a polygon with NaN or coordinates of 1e12, and writes beyond the
+    mask for run lengths that do not fill the image.
     """
     segmentation = annotation.get('segmentation')
     if not segmentation:
@@ -136,6 +140,8 @@ def segmentation_problem(annotation: dict, image: dict) -> str | None:
         return 'a segmentation that is no list of polygons [[x1, y1, x2, y2, ...], ...]'
     if not all(map(_are_finite, segmentation)):
         return 'a polygon with something else than finite numbers'
+    if any(_reaches_far(polygon, image) for polygon in segmentation):
+        return 'a polygon that reaches far beyond the image'
     return None
 
 
@@ -150,12 +156,41 @@ def _rle_problem(rle: dict, size: list[int]) -> str | None:
     if rle.get('size') != size:
         return 'run lengths (RLE) whose size is not [height, width] of the image'
     if isinstance(counts, str):
-        return None
+        counts = _decode_counts(counts)
     if not isinstance(counts, list) or not all(isinstance(n, int) and n >= 0 for n in counts):
         return 'run lengths (RLE) whose counts are no numbers of pixels'
     if sum(counts) != size[0] * size[1]:
         return 'run lengths (RLE) that do not add up to the image'
     return None
+
+
+def _decode_counts(text: str) -> list[int] | None:
+    """Decode COCO's compressed run lengths; None where they are damaged.
+
+    A number has 5 bits a character, the least significant first, and is the difference to the last but
+    one.
+    """
+    codes = np.frombuffer(text.encode('utf-8'), np.uint8).astype(np.int64) - 48
+    last = codes & 32 == 0  # character of its number
+    if not len(codes) or codes.min() < 0 or codes.max() > 63 or not last[-1]:
+        return None
+    starts = np.concatenate([[0], np.flatnonzero(last)[:-1] + 1])
+    lengths = np.diff(starts, append=len(codes))
+    if lengths.max() > 7:  # beyond 32 bits
+        return None
+    shifts = 5 * (np.arange(len(codes)) - np.repeat(starts, lengths))
+    counts = np.add.reduceat((codes & 31) << shifts, starts)
+    is_negative = codes[last] & 16 != 0
+    counts[is_negative] -= 1 << (5 * lengths[is_negative])
+    counts[1::2] = np.cumsum(counts[1::2])
+    counts[2::2] = np.cumsum(counts[2::2])
+    return counts.tolist()
+
+
+def _reaches_far(numbers: list, image: dict) -> bool:
+    """Whether coordinates lie far beyond the image: pycocotools would take all memory."""
+    limit = 10 * (image['width'] + image['height'])
+    return any(abs(number) > limit for number in numbers)
 
 
 def _check_entries(where: str, key: str, entries: list, fields: tuple[str, ...]) -> None:
@@ -193,7 +228,7 @@ def _check_unique(where: str, what: str, values: Iterable[Hashable]) -> None:
 def _are_finite(numbers: list) -> bool:
     try:
         return math.isfinite(sum(numbers))  # NaN and infinity survive a sum
-    except TypeError:
+    except (TypeError, OverflowError):  # other types; an integer of 400 digits
         return False
 
 

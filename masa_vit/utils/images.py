@@ -32,7 +32,7 @@ SUFFIXES = (
 )  # fmt: skip
 """Endings of image files, in any case: torchvision's and GIF."""
 
-_ORIENTATION = 0x0112
+_ORIENTATION, _BITS, _PHOTOMETRIC = 0x0112, 258, 262  # tags of EXIF and TIFF
 _logger = logging.getLogger(__name__)
 _said: set[str] = set()
 
@@ -99,15 +99,20 @@ def _to_rgb(image: Image.Image, path: str | Path) -> np.ndarray:
     """Convert any mode to (H, W, 3) uint8."""
     if image.mode == 'F' or image.mode.startswith('I'):
         values = np.asarray(image)
-        grey = np.rint(values.astype(np.float32) * _factor(values, path)).astype(np.uint8)
+        tags = getattr(image, 'tag_v2', {})  # of a TIFF: Pillow scales no 12 bits, inverts no 16
+        bits = min(tags.get(_BITS, (16,))[0], 16)
+        factor = _factor(values, bits, path)
+        if values.dtype.kind != 'f' and tags.get(_PHOTOMETRIC) == 0:  # white is 0
+            values = 2**bits - 1 - values.astype(np.int64)
+        grey = np.rint(values.astype(np.float32) * factor).astype(np.uint8)
         return np.repeat(grey[..., None], 3, axis=2)
     with warnings.catch_warnings():
         warnings.filterwarnings('ignore', 'Palette images with Transparency')
         return np.array(image.convert('RGB'))
 
 
-def _factor(values: np.ndarray, path: str | Path) -> float:
-    """By how much values of 16 bits or floating point are multiplied to lie in [0, 255]."""
+def _factor(values: np.ndarray, bits: int, path: str | Path) -> float:
+    """By how much values of 9 to 16 bits or floating point are multiplied to lie in [0, 255]."""
     low, high = float(values.min()), float(values.max())
     if values.dtype.kind == 'f':
         if low >= 0 and high <= 255:  # false for NaN
@@ -116,10 +121,11 @@ def _factor(values: np.ndarray, path: str | Path) -> float:
             return factor
         expected = '[0, 1] or [0, 255]'
     else:
-        if low >= 0 and high <= 65535:
-            _say_once('16 bits, divided by 257', path)
-            return 1 / 257
-        expected = '[0, 65535]'
+        top = 2**bits - 1
+        if low >= 0 and high <= top:
+            _say_once(f'{bits} bits, divided by {top / 255:g}', path)
+            return 255 / top
+        expected = f'[0, {top}]'
     raise ValueError(
         f'its values range from {low:g} to {high:g}, expected {expected}; scale them, or save the image '
         'with 8 bits'

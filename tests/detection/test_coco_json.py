@@ -166,7 +166,7 @@ def test_bad_mask(fields: dict, message: str) -> None:
         dict(bbox=[0, 0, 1, 1]),
         dict(segmentation=[[1, 2], [1, 2, 9, 2, 9, 9]]),  # one is enough
         dict(segmentation=dict(size=[64, 80], counts=[0, 50, 5070]), iscrowd=1),
-        dict(segmentation=dict(size=[64, 80], counts='0000')),
+        dict(segmentation=dict(size=[64, 80], counts='R27i10000000000000n]4')),
         dict(bbox=..., area=..., ignore=1),  # left out by mmdet, whatever it has
     ],
 )

@@ -47,6 +47,8 @@ def readable() -> Iterator[tuple[str, bytes, np.ndarray, int]]:
     sixteen = Image.fromarray(rgb[..., 0].astype(np.uint16) * 257)
     yield 'grey_16.png', encoded(sixteen, 'PNG'), grey, 0
     yield 'grey_16.tif', encoded(sixteen, 'TIFF'), grey, 0
+    white = encoded(sixteen, 'TIFF', tiffinfo={262: 0})
+    yield 'white_is_0.tif', white, 255 - grey, 0
     yield 'float_1.tif', encoded(Image.fromarray(rgb[..., 0] / np.float32(255)), 'TIFF'), grey, 0
     yield (
         'float_255.tiff',

@@ -2,8 +2,10 @@
 
 import json
 import logging
+import re
 
 import numpy as np
+import pycocotools.mask
 import pytest
 
 pytest.importorskip('mmdet', reason='detection')
@@ -95,6 +97,7 @@ BOXES = {
     'outside': ([500, 5, 9, 9], 'outside the image'),
     'three numbers': ([5, 5, 9], 'not four finite numbers'),
     'text': (['5', 5, 9, 9], 'not four finite numbers'),
+    'far beyond the image': ([5, 5, 1e300, 9], 'reaches far beyond'),
     'NaN': ([float('nan'), 5, 9, 9], 'not four finite numbers'),
 }
 
@@ -169,3 +172,46 @@ def test_a_huge_image_is_refused_before_it_is_decoded(root):
         ValueError, match=r'000000000001\.jpg: Image size \(400000000 pixels\) exceeds'
     ):
         build(root)[0]
+
+
+MASKS = {
+    'compressed run lengths that do not fill the image': (
+        dict(size=[64, 80], counts='zz'), 'do not add up|no numbers of pixels',
+    ),
+    'compressed run lengths of other characters': (
+        dict(size=[64, 80], counts='\u00e9'), 'no numbers of pixels',
+    ),
+    'a polygon far beyond the image': ([[1, 1, 1e12, 1, 9, 9]], 'polygon that reaches far beyond'),
+    'a polygon with text': ([[1, 1, 'a', 1, 9, 9]], 'something else than finite numbers'),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize('fault', MASKS)
+def test_masks_are_left_out_and_named(root, log, fault):
+    segmentation, message = MASKS[fault]
+    edited(root, set_first('annotations', segmentation=segmentation))
+    build(root)
+    assert re.search(f'1 of 19 annotations cannot be used(.|\n)*({message})', log[0][1])
+
+
+def test_compressed_run_lengths_are_read(root, log):
+    """As pycocotools writes them."""
+    mask = np.zeros((64, 80), np.uint8, order='F')
+    mask[5:30, 7:60] = 1
+    rle = pycocotools.mask.encode(mask)
+    rle['counts'] = rle['counts'].decode()
+    edited(root, set_first('annotations', segmentation=rle))
+    data = build(root)
+    assert log == []
+    masks = data[0]['data_samples'].gt_instances.masks.to_ndarray()
+    assert (masks == mask).all(axis=(1, 2)).any()
+
+
+def test_the_annotation_id_0_counts_in_the_evaluation(root):
+    def from_zero(content):
+        for number, annotation in enumerate(content['annotations']):
+            annotation['id'] = number
+
+    edited(root, from_zero)
+    metric = CheckedCocoMetric(ann_file=str(annotations(root)), metric='bbox')
+    assert sorted(metric._coco_api.anns) == list(range(1, 20))
