@@ -40,7 +40,7 @@ def test_a_folder(folder, small, images):
     [
         ({'num_classes': 3}, 'num_classes'),
         ({'num_atoms': 3}, 'S=2 atoms'),
-        ({'depth': 3}, 'does not fit'),
+        ({'depth': 3}, 'does not match'),
         ({'img_size': 64}, r'resized \(1\): pos_embed'),
     ],
 )

@@ -58,7 +58,7 @@ def test_what_does_not_fit(trained, tmp_path, capsys):
     other = config.with_name('other.py')
     other.write_text(f"_base_ = '{config}'\nmodel = dict(num_classes=4)\n")
     assert export(other, checkpoint, out, '--format', 'hub') == 1
-    assert 'does not fit' in capsys.readouterr().err
+    assert 'does not match' in capsys.readouterr().err
     assert export(config, tmp_path / 'none.pth', out, '--format', 'hub') == 1
     assert "none.pth' does not exist" in capsys.readouterr().err
     assert main(['export', str(config), '--format', 'hub', '--out', str(out)]) == 1
