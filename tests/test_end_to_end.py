@@ -90,7 +90,7 @@ def test_another_s_or_a_dense_model_does_not_load(run, capsys):
     assert main([*argv, '--cfg-options', *SMALL, 'model.model_args.num_atoms=2']) == 1
     assert 'S=4 atoms' in capsys.readouterr().err
     assert main([*argv, '--cfg-options', *SMALL, 'model.model_name=vit_tiny_patch16_224']) == 1
-    assert 'does not fit the model' in capsys.readouterr().err
+    assert 'does not match the model' in capsys.readouterr().err
 
 
 def test_fine_tune_then_resume_without_the_initial_weights(run, tmp_path, capsys):

@@ -15,6 +15,7 @@ from torch import nn
 from masa_vit.export.baking import bake
 from masa_vit.export.folding import fold
 from masa_vit.layers import SharedLinear
+from masa_vit.utils.messages import first_lines, first_of
 
 _logger = logging.getLogger(__name__)
 
@@ -87,7 +88,7 @@ class Form(NamedTuple):
         try:
             outputs = [run(images) for images in self.images]
         except Exception as error:
-            raise ExportError(f'{what} does not run: {_first_line(error)}') from error
+            raise ExportError(f'{what} does not run: {first_lines(error, 1)}') from error
         difference = output_difference(outputs, self.outputs)
         if not difference <= TOLERANCE:
             raise ExportError(
@@ -185,8 +186,7 @@ def _weights(model: nn.Module) -> list[nn.Parameter]:
 def _check_finite(model: nn.Module, what: str, advice: str = '') -> None:
     bad = [name for name, value in model.state_dict().items() if not value.isfinite().all()]
     if bad:
-        shown = ', '.join(bad[:4]) + (', ...' if len(bad) > 4 else '')
-        raise ValueError(f'{what} has values that are not finite, in {shown}{advice}')
+        raise ValueError(f'{what} has values that are not finite, in {first_of(bad)}{advice}')
 
 
 def output_difference(outputs: Sequence[Any], expected: Sequence[torch.Tensor]) -> float:
@@ -196,7 +196,3 @@ def output_difference(outputs: Sequence[Any], expected: Sequence[torch.Tensor]) 
     largest = max(float(e.abs().max()) for e in expected)
     error = max(float((o.float() - e).abs().max()) for o, e in zip(outputs, expected, strict=True))
     return error / largest if largest else (0.0 if error == 0 else float('inf'))
-
-
-def _first_line(error: BaseException) -> str:
-    return f'{type(error).__name__}: {next(iter(str(error).splitlines()), "")[:300]}'

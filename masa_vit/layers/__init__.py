@@ -1,4 +1,4 @@
-"""Weight sharing across layers, for any stack of alike blocks (needs torch only)."""
+"""Weight sharing across the layers of any stack of equal blocks (needs torch only)."""
 
 from masa_vit.layers.bank import AtomBank, compose
 from masa_vit.layers.blocks import SharedBlocks, bake_coefficients, fuse_children

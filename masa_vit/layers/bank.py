@@ -1,8 +1,8 @@
-"""Atom banks: the matrices from which the weights of several layers are composed.
+"""Atoms: the matrices that compose the weights of several layers.
 
 Matrix Atom Sharing in Attention (https://arxiv.org/abs/2508.04581) writes the weight of one
 projection in layer l as ``W_l = sum_s c_ls D_s``. An `AtomBank` owns the atoms ``D_1 .. D_S`` of
-one dictionary. Any family of equally shaped linear layers can draw on it.
+one dictionary, for any set of equally shaped linear layers.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ def no_autocast(device: torch.device) -> AbstractContextManager[Any]:
 
 
 NOT_MATERIALIZED = (
-    'the layer has atoms, coefficients or weights on the meta device and an input that is not: load '
+    'atoms, coefficients or weights of the layer are on the meta device, its input is not: load '
     'weights first, or attach offloading hooks to the whole model'
 )
 

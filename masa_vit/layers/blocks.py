@@ -20,8 +20,8 @@ from masa_vit.layers.linear import SharedLinear
 class SharedBlocks(nn.Module):
     """Blocks, and the banks and coefficient generators that they share.
 
-    Stands where the model had its `nn.Sequential` of blocks: it iterates over, counts and indexes
-    the blocks only, and a slice keeps the banks. Since it owns the banks, all operations on
+    Replaces the `nn.Sequential` of blocks: iteration, length and indices cover the blocks only, and a
+    slice keeps the banks. Since it owns the banks, all operations on
     ``model.blocks`` (freezing, optimizer groups, moving) include them, and FSDP, which wraps single
     blocks, keeps them in the outer group.
     """
@@ -119,7 +119,7 @@ class SharedBlocks(nn.Module):
 
 
 def fuse_children(module: nn.Module) -> None:
-    """Replace everything in `module` that shares weights by its dense form, in place."""
+    """Replace all shared layers in `module` by dense ones, in place."""
     for parent, name, child in _children(module):
         if isinstance(child, SharedBlocks):
             setattr(parent, name, child.fuse())

@@ -1,4 +1,4 @@
-"""The users of a bank: projections and layers, and the name of a bank in a state dict."""
+"""Dictionaries: the projections and layers that share atoms, and their names in a state dict."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ _NAME = re.compile(r'(?P<key>\w*?[a-zA-Z]\w*?)(?:_(?P<layers>\d+(?:to\d+)?(?:_\d
 
 
 class Dictionary(NamedTuple):
-    """The projections of some layers that draw on one bank."""
+    """Projections of some layers with common atoms, which an `AtomBank` holds."""
 
     names: Sequence[str]
     """Projections, e.g. ``('q', 'v')``."""
@@ -22,18 +22,18 @@ class Dictionary(NamedTuple):
 
 
 Dictionaries = Mapping[str, Dictionary]
-"""Name of a bank -> what draws on it."""
+"""Name, as in `SharedBlocks` -> `Dictionary`."""
 
 
 def bank_name(key: str, layers: Sequence[int]) -> str:
-    """Name the bank of a group of layers, e.g. ``q_0to3`` or, of layers 0, 5, 6 and 7, ``q_0_5to7``."""
+    """Return the name of a group of layers, e.g. ``q_0to3``, or ``q_0_5to7`` for layers 0, 5, 6, 7."""
     runs = groupby(enumerate(sorted(layers)), key=lambda pair: pair[1] - pair[0])
     ends = [(run[0][1], run[-1][1]) for run in ([*pairs] for _, pairs in runs)]
     return '_'.join([key, *(str(a) if a == b else f'{a}to{b}' for a, b in ends)])
 
 
 def parse_bank_name(name: str) -> tuple[str, tuple[int, ...] | None]:
-    """Undo `bank_name`; a name without layers, of a bank for all of them, gives None."""
+    """Return key and layers of a name made by `bank_name`; None for a name without layers."""
     match = _NAME.fullmatch(name)
     if not match or not match['layers']:
         return name, None

@@ -141,7 +141,7 @@ class SharedLinear(nn.Module):
     def fuse(self) -> nn.Linear:
         """Return the dense layer with the same output; timm's `reparameterize_model` calls this.
 
-        Its weight requires gradients if anything of which it is composed does.
+        Its weight requires gradients if the atoms, coefficients or residuals in it do.
         """
         with torch.enable_grad():
             weight = self.compose_weight()

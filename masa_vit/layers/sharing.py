@@ -1,4 +1,4 @@
-"""Replace linear layers of a stack of blocks by layers whose weights are shared across the blocks."""
+"""Share the weights of linear layers across a stack of blocks."""
 
 from __future__ import annotations
 
@@ -50,7 +50,7 @@ def share_linears(
     'mlp' the generator, as ``attn_generator``. Call once for each such module.
 
     Args:
-        blocks: The L blocks, alike in shape; or a `SharedBlocks` in which other layers share.
+        blocks: The L blocks, of equal shapes; or a `SharedBlocks` in which other layers share.
         layout: Path of a `torch.nn.Linear` inside a block -> the projections that its output stacks,
             e.g. ``{'attn.qkv': 'qkv', 'attn.proj': 'o'}``. They are taken to be of equal size; where
             they are not (grouped queries), give rows: ``{'qkv': {'q': 64, 'k': 16, 'v': 16}}``. All
@@ -67,7 +67,7 @@ def share_linears(
             (0: none). It starts at zero.
 
     Returns:
-        The blocks and what they share.
+        The blocks with their atoms and, for 'mlp', the generator.
 
     Raises:
         ValueError: For a number of atoms below 1 or above that of the layers that share, an unknown

@@ -1,4 +1,4 @@
-"""Make state dicts fit MASA models, by whichever way they are loaded."""
+"""Adapt state dicts to MASA models, on every way of loading."""
 
 from __future__ import annotations
 
@@ -17,9 +17,9 @@ from masa_vit.models.state_dict import StackState, merge_pruned, read_stack, ren
 _logger = logging.getLogger(__name__)
 
 DENSE_INTO_MASA = (
-    'The model shares its attention weights, and a dense model cannot be loaded into it: the '
-    'conversion is lossy and never done silently. Compress it, which approximates its weights by '
-    'atoms, or train the MASA model from scratch; for a dense model use its timm name without "masa".'
+    'A MASA model cannot load dense attention weights: the conversion is lossy. Compress the dense '
+    'model (masa_vit.compress), which approximates its weights by atoms, or train the MASA model from '
+    'scratch; for a dense model use its timm name without "masa".'
 )
 
 
@@ -31,9 +31,9 @@ def checkpoint_filter_fn(state_dict: dict[str, Any], model: nn.Module) -> dict[s
 
 
 def adapt_state_dict(model: nn.Module, state_dict: MutableMapping[str, Any], prefix: str) -> None:
-    """Make a state dict fit a MASA model, in place, or raise ValueError.
+    """Adapt a state dict to a MASA model, in place.
 
-    Names of version 0.1 become those of today. Coefficients of the 'mlp' kind are computed and
+    Names of version 0.1 are replaced. Coefficients of the 'mlp' kind are computed and
     become direct ones where the model holds direct (or frozen) coefficients. With ``strict=False`` the
     checkpoint may lack the model's residuals, which keep their values (zero at the start).
 
@@ -82,7 +82,7 @@ def _check_banks(model: Any, found: StackState) -> None:
 
 
 def _check_residuals(path: str, layer: SharedLinear, found: StackState) -> None:
-    """Refuse residuals that the model lacks: without them its weights would be others."""
+    """Refuse residuals that the model lacks: dropping them would change its weights."""
     index = int(path.split('.')[1])
     for name in layer.bank_of:
         if index in found.residuals.get(name, {}):
@@ -133,7 +133,7 @@ def _adapt_coefficients(
 
 
 def _check_frozen(model: nn.Module, state_dict: MutableMapping[str, Any], prefix: str) -> None:
-    """Refuse to replace coefficients that the user gave by others."""
+    """Refuse to replace frozen coefficients by other values."""
     for path, module in model.named_modules():
         if not isinstance(module, FrozenCoefficients):
             continue

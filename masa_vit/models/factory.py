@@ -1,4 +1,4 @@
-"""`timm.create_model` for names and arguments that come out of a config."""
+"""`timm.create_model` for names and arguments from a config."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from masa_vit.models.vision_transformer_masa import MasaVisionTransformer
 
 
 def create_timm_model(name: str, model_args: Mapping[str, Any], **fixed: Any) -> nn.Module:
-    """Create a timm model, with errors that a config's author can act on.
+    """Create a timm model, with errors that name the field of the config.
 
     Args:
         name: A name that timm knows, ours or any other ('hf-hub:' and 'local-dir:' too).

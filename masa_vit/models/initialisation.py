@@ -1,4 +1,4 @@
-"""Initialize atoms, biases, dense rows and residuals as the dense weights that they stand for."""
+"""Initialize the tensors of shared layers as timm initializes dense ones."""
 
 from __future__ import annotations
 

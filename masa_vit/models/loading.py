@@ -1,4 +1,4 @@
-"""Read weights from files into models, at other sizes too, with a report of what matched."""
+"""Load weights into models, at other image sizes too, and report the outcome by tensor."""
 
 from __future__ import annotations
 
@@ -15,6 +15,7 @@ from torch import nn
 from masa_vit.layers import SharedLinear
 from masa_vit.models.checkpoint_filter import checkpoint_filter_fn
 from masa_vit.models.state_dict import merge_pruned, read_stack, rename_old_keys
+from masa_vit.utils.messages import first_lines, first_of
 from masa_vit.utils.weight_files import read_weight_file, weights_in
 
 _WEIGHT_SUFFIXES = ('.pth', '.pt', '.tar', '.bin', '.ckpt', '.safetensors')
@@ -34,11 +35,10 @@ class LoadReport:
     def __str__(self) -> str:
         """One line per outcome, with the names where something did not match."""
         lines = [f'{self.source}: {len(self.matched)} tensors matched']
-        for what in ('resized', 'dropped', 'missing', 'unexpected'):
-            names = getattr(self, what)
+        for outcome in ('resized', 'dropped', 'missing', 'unexpected'):
+            names = getattr(self, outcome)
             if names:
-                shown = ', '.join(names[:6]) + (', ...' if len(names) > 6 else '')
-                lines.append(f'  {what} ({len(names)}): {shown}')
+                lines.append(f'  {outcome} ({len(names)}): {first_of(names)}')
         return '\n'.join(lines)
 
 
@@ -46,7 +46,7 @@ def read_state_dict(path: str | Path) -> dict[str, torch.Tensor]:
     """Read the weights of a `.pth` or `.safetensors` file, EMA weights first, without wrappers.
 
     Raises:
-        FileNotFoundError: If there is no such file.
+        FileNotFoundError: If the file does not exist.
         ValueError: If the file is refused (see `read_weight_file`), or holds no
             weights.
     """
@@ -64,20 +64,20 @@ def load_weights(
     """Load weights into a timm model for fine-tuning, at any image size and number of classes.
 
     Position and patch embeddings are resampled; a classifier of another size is left as it is. Class
-    and register tokens that the model has not are dropped, with their position embeddings.
+    and register tokens that the model lacks are dropped, with their position embeddings.
 
     Args:
         model: A timm model, ours or any other, or a wrapper around one.
         source: A `.pth` or `.safetensors` file of the same architecture (a training checkpoint is
             fine, wrapper prefixes are found), or the name of a timm model with pretrained weights.
-        prefix: Of the tensors that count, e.g. 'backbone.'; what else stands before the model's names
-            in the file is found by itself.
-        ignore: Beginnings of the names of tensors that are not wanted; they are reported as dropped.
-        weights: What `source` holds, where it has been read already: a state dict, or one under
+        prefix: Beginning of the names of the tensors to load, e.g. 'backbone.'; further prefixes are
+            found.
+        ignore: Beginnings of names; these tensors are dropped, and reported.
+        weights: The content of `source`, if it has been read already: a state dict, or one under
             'state_dict' or 'model'.
 
     Returns:
-        What matched, was resized, dropped, missing or unexpected.
+        The outcome by tensor.
 
     Raises:
         FileNotFoundError: If `source` is neither a file nor a model.
@@ -116,22 +116,22 @@ def load_weights(
     report.matched = [key for key in own if key not in absent]
     if not report.matched:
         raise ValueError(
-            f'no tensor of {source!r} matches the model: it holds '
-            f'{", ".join(list(state_dict)[:4])}, ..., the model {", ".join(list(own)[:4])}, ...'
+            f'no tensor of {source!r} matches the model: it has {first_of(state_dict)}, the model '
+            f'{first_of(own)}'
         )
     return report
 
 
 def load_exactly(model: nn.Module, checkpoint: str | Path) -> None:
-    """Load a checkpoint that has to fit in every tensor: nothing is left at its random init.
+    """Load a checkpoint that must match in every tensor.
 
     Args:
         model: As for `load_weights`.
         checkpoint: A `.pth` or `.safetensors` file.
 
     Raises:
-        FileNotFoundError: If there is no such file.
-        ValueError: If it does not fit.
+        FileNotFoundError: If the file does not exist.
+        ValueError: If it does not match.
     """
     if not Path(checkpoint).is_file():
         raise FileNotFoundError(f'checkpoint {str(checkpoint)!r} does not exist')
@@ -146,7 +146,7 @@ def load_exactly(model: nn.Module, checkpoint: str | Path) -> None:
 def check_dtypes(
     own: Mapping[str, torch.Tensor], state_dict: Mapping[str, Any], source: str
 ) -> None:
-    """Refuse integers for floating-point parameters, and the like: torch would cut the values off.
+    """Refuse integers for floating-point parameters and the like, which torch would truncate.
 
     Raises:
         ValueError: If a tensor is of another kind; the message names it.
@@ -199,27 +199,20 @@ def _owner_of_patch_embed(model: nn.Module) -> nn.Module:
 def _load(model: nn.Module, state_dict: dict[str, Any], source: str) -> Any:
     try:
         return model.load_state_dict(state_dict, strict=False)
-    except RuntimeError as error:  # torch lists every tensor of another shape: keep the first ones
-        lines = str(error).splitlines()
+    except RuntimeError as error:  # torch lists every tensor of another shape
         raise ValueError(
-            '\n'.join(
-                [
-                    f'{source!r} does not fit the model; embed_dim, mlp_ratio or another size differs:',
-                    *lines[1:5],
-                    *([f'... and {len(lines) - 5} more'] if len(lines) > 5 else []),
-                ]
-            )
+            f'{source!r} does not match the model: embed_dim, mlp_ratio or another size differs. '
+            f'{first_lines(error)}'
         ) from None
 
 
 def strip_prefix(
     state_dict: dict[str, Any], own: Mapping[str, Any], prefix: str = ''
 ) -> dict[str, Any]:
-    """Keep what lies under `prefix` and, in there, under the prefix that fits most of the model's."""
+    """Remove `prefix` and the next prefix with the most names of the model; drop other tensors."""
     if not any(key.startswith(prefix) for key in state_dict):
         raise ValueError(
-            f'no tensor of the checkpoint begins with prefix={prefix!r}; it holds '
-            f'{", ".join(list(state_dict)[:4])}, ...'
+            f'no tensor of the checkpoint begins with prefix={prefix!r}; it has {first_of(state_dict)}'
         )
     state_dict = {k.removeprefix(prefix): v for k, v in state_dict.items() if k.startswith(prefix)}
     probe = list(own)[:8]
@@ -250,18 +243,18 @@ def _check_tokens(model: Any, state_dict: Mapping[str, Any], source: str) -> Non
             ('reg_tokens', 'num_reg_tokens', registers),
             ('no_embed_class', 'no_embed_class', without),
         ):
-            own = getattr(model, attribute, theirs)  # other families have not all of them
+            own = getattr(model, attribute, theirs)  # other families lack some of them
             if theirs not in (None, own):
                 differing[name] = theirs, own
     if differing:
         listed = ', '.join(
             f'{name}={theirs} (model: {own})' for name, (theirs, own) in differing.items()
         )
-        raise ValueError(f'{source!r} does not fit the model: the checkpoint is of {listed}')
+        raise ValueError(f'{source!r} does not match the model: the checkpoint has {listed}')
 
 
 def _embeds_patches_alone(length: int, tokens: int, model: Any) -> bool | None:
-    """Whether `length` position embeddings are those of a grid without the other tokens, if it shows."""
+    """Return whether `length` embeddings cover the patches alone; None if both readings fit a grid."""
     grid = model.patch_embed.num_patches
     alone = length == grid or math.isqrt(length) ** 2 == length
     together = length - tokens == grid or math.isqrt(length - tokens) ** 2 == length - tokens

@@ -1,4 +1,4 @@
-"""The arguments of `MasaVisionTransformer` that say what is shared, and how."""
+"""The arguments of `MasaVisionTransformer` that choose the sharing."""
 
 from __future__ import annotations
 
@@ -10,16 +10,16 @@ import torch
 from masa_vit.layers import Dictionary, bank_name, check_groups
 
 PROJECTIONS = 'qkvo'
-"""The projections of an attention layer, in the order in which they always stand."""
+"""The projections of an attention layer, in the order used everywhere."""
 
 LAYOUT = {'attn.qkv': 'qkv', 'attn.proj': 'o'}
-"""Linear map of timm's block -> the projections that its output stacks."""
+"""Linear layer of timm's block -> the projections that its output stacks."""
 
 NumAtoms = int | Sequence[int] | Mapping[str, int | Sequence[int]]
-"""S: of all dictionaries, of each group of layers, or by dictionary name, either."""
+"""S of all dictionaries, of each group of layers, or a dict from dictionary to one or the other."""
 
 ResidualRank = int | Mapping[str, int | Sequence[int]]
-"""k: of all projections, or by letter, of all layers or each."""
+"""k of all projections, or a dict from letter to k of all layers, or to a list of one per layer."""
 
 
 def parse_projections(projections: str | Sequence[str]) -> str:
@@ -44,7 +44,7 @@ def parse_dictionaries(
     groups: Sequence[Sequence[int]] | None,
     depth: int,
 ) -> dict[str, Dictionary]:
-    """Say what draws on each bank.
+    """Return the dictionaries by name.
 
     Raises:
         ValueError: For dictionaries, groups or numbers of atoms that do not fit together.
@@ -75,7 +75,7 @@ def parse_residual_rank(rank: ResidualRank, projections: str, depth: int) -> dic
     """Complete the ranks of the residuals: letter -> k of each layer.
 
     Raises:
-        ValueError: For letters that do not share, or a list that has not one rank for each layer.
+        ValueError: For letters that do not share, or a list without one rank for each layer.
     """
     if isinstance(rank, Mapping):
         rank = {**dict.fromkeys(projections, 0), **rank}
@@ -87,7 +87,7 @@ def parse_residual_rank(rank: ResidualRank, projections: str, depth: int) -> dic
 
 
 def shortest(of_name: Mapping[str, Sequence[int]]) -> Any:
-    """Write what the functions above have parsed, lists of numbers by name, as short as it can be."""
+    """Return the shortest argument that the functions above parse to these lists by name."""
     short = {
         name: values[0] if len(set(values)) == 1 else list(values)
         for name, values in of_name.items()

@@ -14,6 +14,7 @@ from torch import nn
 
 from masa_vit.models import create_timm_model, load_exactly, read_state_dict
 from masa_vit.utils.arguments import parse_pair
+from masa_vit.utils.messages import first_lines
 
 _WEIGHT_FILES = ('model.safetensors', 'pytorch_model.bin')
 
@@ -61,7 +62,7 @@ def load_source(
         load_classifier: For configs; None: they are refused.
 
     Raises:
-        FileNotFoundError: If there is no such source or checkpoint.
+        FileNotFoundError: If the source or the checkpoint does not exist.
         ValueError: For arguments that do not go together, or a checkpoint that does not fit.
     """
     options = {
@@ -82,8 +83,8 @@ def load_source(
         return load_classifier(source, checkpoint)
     if path.is_file():
         raise ValueError(
-            f'{source!r} is a file of weights, which does not say what model they are of: give a timm '
-            f'model name or the config of the run, and --checkpoint {source}'
+            f'{source!r} is a file of weights and does not name its model: give a timm model name or '
+            f'the config of the run, and --checkpoint {source}'
         )
     if not timm.is_model(source.partition('.')[0]) and ':' not in source:
         if path.is_dir():
@@ -115,13 +116,15 @@ def read_config(folder: str | Path) -> dict[str, Any]:
     """
     path = Path(folder) / 'config.json'
     if not path.is_file():
-        raise FileNotFoundError(f'{str(folder)!r} is no folder with a config.json and weights')
+        raise FileNotFoundError(
+            f'{str(folder)!r} has no config.json: expected a folder with config.json and weights'
+        )
     try:
         config = json.loads(path.read_text(encoding='utf-8'))
     except (ValueError, RecursionError) as error:
         raise ValueError(f'{str(path)!r} is not JSON: {error}') from error
     if not isinstance(config, dict) or not isinstance(config.get('architecture'), str):
-        raise ValueError(f"{str(path)!r} names no 'architecture', so it is not of a timm model")
+        raise ValueError(f"{str(path)!r} has no 'architecture': it does not describe a timm model")
     for key in ('model_args', 'pretrained_cfg'):
         if not isinstance(config.get(key, {}), dict):
             raise ValueError(f'{str(path)!r}: {key} is {config[key]!r}, expected a mapping')
@@ -129,7 +132,7 @@ def read_config(folder: str | Path) -> dict[str, Any]:
 
 
 def _check_size(config: Mapping[str, Any], folder: Path) -> None:
-    """Read the weights, and refuse a config of a model that they cannot be of, before it is built."""
+    """Refuse a config whose sizes do not match the weights, before the model is built."""
     weights = [file for name in _WEIGHT_FILES if (file := folder / name).is_file()]
     if not weights:
         raise FileNotFoundError(
@@ -166,10 +169,8 @@ def _load_folder(folder: Path) -> nn.Module:
     _check_size(config, folder)
     try:
         model = timm.create_model(f'local-dir:{folder}', pretrained=True)
-    except Exception as error:  # timm passes what config.json says to the model
-        raise ValueError(
-            f'timm cannot load {str(folder)!r}: {type(error).__name__}: {_first_lines(error)}'
-        ) from error
+    except Exception as error:  # timm passes config.json to the model unchecked
+        raise ValueError(f'timm cannot load {str(folder)!r}: {first_lines(error)}') from error
     return _record(model, config.get('model_args', {}))
 
 
@@ -179,18 +180,14 @@ def _create(
     try:
         model = create_timm_model(name, model_args, pretrained=pretrained)
     except RuntimeError as error:
-        raise ValueError(f'no weights for {name!r}: {_first_lines(error)}') from error
+        raise ValueError(f'no weights for {name!r}: {first_lines(error)}') from error
     if checkpoint:
         load_exactly(model, checkpoint)
     return _record(model, model_args)
 
 
 def _record(model: Any, model_args: dict[str, Any]) -> nn.Module:
-    """Keep the arguments of the model where newer versions of timm keep them."""
+    """Store the arguments of the model where newer versions of timm store them."""
     if not hasattr(model, '_model_args'):
         model._model_args = model_args
     return model
-
-
-def _first_lines(error: BaseException) -> str:
-    return '\n'.join(line[:240] for line in str(error).splitlines()[:6])

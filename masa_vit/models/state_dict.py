@@ -1,4 +1,4 @@
-"""Names of tensors in state dicts: the only place that reads them, renames them, and writes them.
+"""Names of tensors in state dicts; no other module parses them.
 
 In a stack of blocks (``blocks.`` of a vision transformer) a file holds
 
@@ -40,7 +40,7 @@ _RENAMES = (
     (r'generator\.fc(\d)\.(weight|bias)', r'blocks.attn_generator.\2\1'),
     (r'blocks\.(\d+)\.coef\.(\w+)', r'blocks.\1.attn.coef.\2'),
 )
-"""Names in a model of version 0.1 -> names of today."""
+"""Names in version 0.1 -> present names."""
 
 Residual = tuple[torch.Tensor, torch.Tensor]
 """U (out, k) and V (k, in)."""
@@ -48,7 +48,7 @@ Residual = tuple[torch.Tensor, torch.Tensor]
 
 @dataclass(frozen=True)
 class StackState:
-    """The tensors of one stack of blocks that belong to the sharing, as views of a state dict."""
+    """The shared and dense projections of one stack of blocks, as views of a state dict."""
 
     stack: str = ''
     """Prefix of the stack, e.g. ``backbone.blocks.``."""
@@ -79,8 +79,8 @@ class StackState:
             letters = parse_bank_name(bank)[0]
             if not {*letters} <= {*PROJECTIONS}:
                 raise ValueError(
-                    f'the coefficients of dictionary {letters!r} come from an MLP, and its state '
-                    'dict does not say for which projections: give the model'
+                    f'the coefficients of dictionary {letters!r} come from an MLP, and the state dict '
+                    'does not name their projections: pass the model instead'
                 )
             numbers.update(dict.fromkeys(letters, len(atoms)))
         return {name: numbers[name] for name in sorted(numbers, key=PROJECTIONS.index)}
@@ -132,8 +132,8 @@ class StackState:
 def read_stack(state_dict: Mapping[str, torch.Tensor]) -> StackState:
     """Sort the tensors of a state dict by their role; other tensors are ignored.
 
-    Where a stack shares, dense ones beside it (a teacher) are ignored. Several dense stacks alone are
-    not read, but named in `dense_stacks`.
+    Beside a stack that shares, dense ones (a teacher) are ignored. Several dense stacks alone are only
+    named, in `dense_stacks`.
 
     Raises:
         ValueError: If several stacks of blocks share.

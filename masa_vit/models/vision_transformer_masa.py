@@ -83,7 +83,7 @@ class MasaVisionTransformer(VisionTransformer):
                 dictionary to one or the other.
             projections: The projections that share, letters out of 'qkvo'; the others are dense.
             dictionaries: Which projections draw on a common dictionary, e.g. ``('qv', 'k', 'o')``.
-                Default: each projection has its own (the paper's choice).
+                Default: one for each projection (the paper's choice).
             groups: Lists of layers that share with each other only: a dictionary for each group (the
                 paper's layer groups), e.g. ``[[0], [1, 2, 3, 4], [5]]``. Default: one group.
             residual_rank: Rank k of a low-rank residual of each layer's weight, as in the paper's
@@ -92,16 +92,16 @@ class MasaVisionTransformer(VisionTransformer):
             coefficients: Source of the coefficients: 'direct' (trainable), 'mlp' (the paper's:
                 block embeddings through a three-layer MLP) or 'frozen' (given by `coef`).
             coef: For 'frozen': C (L, S) for all projections, or a dict from letter to C. Lists
-                travel with the model's configuration (`save_for_hf`), tensors do not.
+                are saved with the model's configuration (`save_for_hf`), tensors are not.
             coef_embed_dim: For 'mlp': size of the embedding of a block.
             coef_hidden_dim: For 'mlp': width of the MLP.
-            norm_eps: Epsilon of the norms, if other than that of `norm_layer`: for models compressed
-                from dense ones whose norms JSON cannot hold (CLIP's have 1e-5).
-            weight_init: As in timm; atoms get the init of the dense weights that they stand for.
+            norm_eps: Epsilon of the norms, where it differs from that of `norm_layer` (1e-5 in models
+                compressed from CLIP): a `norm_layer` with its own epsilon does not fit into JSON.
+            weight_init: As in timm; atoms start as dense weights do.
             kwargs: As `timm.models.VisionTransformer`.
 
         Raises:
-            ValueError: For a value outside its range, named with what was expected.
+            ValueError: For a value outside its range.
         """
         if norm_eps is not None:
             norm_layer = get_norm_layer(kwargs.get('norm_layer') or 'layernorm')
@@ -129,7 +129,7 @@ class MasaVisionTransformer(VisionTransformer):
             self.init_weights(needs_reset=False)
 
     def init_weights(self, mode: str = '', needs_reset: bool = True) -> None:
-        """Initialize as timm does, the atoms like the dense weights that they stand for.
+        """Initialize as timm does, the atoms as dense weights.
 
         Atom s of a dictionary starts as the weight that layer s of the dense model would have had,
         and C has unit rows, so that Var(W_l) equals that of the dense model (ours; the paper does
@@ -181,7 +181,7 @@ class MasaVisionTransformer(VisionTransformer):
         super().__setattr__(name, value)
 
     def prune_intermediate_layers(self, *args: Any, **kwargs: Any) -> Any:
-        """As timm's; also drop the banks that no remaining block draws on."""
+        """Prune as timm does, and drop the banks without a user."""
         indices = super().prune_intermediate_layers(*args, **kwargs)
         if isinstance(self.blocks, SharedBlocks):  # else reparameterized
             self.blocks.drop_unused_banks()
@@ -200,10 +200,10 @@ class MasaVisionTransformer(VisionTransformer):
 
     @torch.jit.ignore
     def no_weight_decay(self) -> set[str]:
-        """timm's set, and the parameters that make the coefficients.
+        """Add the parameters of the coefficients to timm's set.
 
-        Atoms decay like the weights that they stand for. Decay of the coefficients would shrink
-        whole layers at once (no decay on them also in Savarese & Maire, ICLR 2019).
+        Atoms decay as dense weights do. Decay of the coefficients would shrink whole layers at once
+        (Savarese & Maire, ICLR 2019, do not decay them either).
         """
         makers = (CoefficientSource, CoefficientGenerator)
         return super().no_weight_decay() | {
@@ -215,7 +215,7 @@ class MasaVisionTransformer(VisionTransformer):
 
     @torch.jit.ignore
     def group_matcher(self, coarse: bool = False) -> dict[str, Any]:
-        """timm's groups, with the atoms (and the generator) in the group of the middle block.
+        """Add the atoms (and the generator) to timm's group of the middle block.
 
         All layers draw on the atoms: with layer-wise learning rate decay the middle block has the
         geometric mean of the blocks' rates. Coefficients go with their block.
@@ -232,7 +232,7 @@ class MasaVisionTransformer(VisionTransformer):
     def _load_from_state_dict(
         self, state_dict: dict[str, Any], prefix: str, *args: Any, **kwargs: Any
     ) -> None:
-        """Refuse or adapt checkpoints of another kind, by whichever way they are loaded."""
+        """Adapt or refuse checkpoints of another form, on every way of loading."""
         adapt_state_dict(self, state_dict, prefix)
         super()._load_from_state_dict(state_dict, prefix, *args, **kwargs)
 
@@ -269,7 +269,7 @@ SHARINGS: dict[str, dict[str, Any]] = {
     **{f'masa_s{num}': {'num_atoms': num, 'projections': 'qkvo'} for num in (2, 4, 6, 8)},
     'masa_qkv_s4': {'num_atoms': 4, 'projections': 'qkv'},
 }
-"""Suffix of a model's name -> what is shared."""
+"""Suffix of a model's name -> arguments of the sharing."""
 
 default_cfgs = generate_default_cfgs(
     {f'vit_{size}_{sharing}': _cfg() for size in SIZES for sharing in SHARINGS}
@@ -279,8 +279,7 @@ default_cfgs = generate_default_cfgs(
 def dense_architecture(name: str) -> str:
     """Return the timm architecture that a MASA architecture folds to.
 
-    ``vit_base_masa_s4``, or short ``vit_b_masa_s4``, -> ``vit_base_patch16_224``; '' for a name that
-    is not one of ours.
+    ``vit_base_masa_s4``, or short ``vit_b_masa_s4``, -> ``vit_base_patch16_224``; '' for other names.
     """
     size = next(
         (s for s in SIZES if name.startswith((f'vit_{s}_masa_', f'vit_{s[0]}_masa_'))), None
@@ -313,10 +312,10 @@ def _register(size: str, sharing: str) -> None:
     def create_short(pretrained: bool = False, **kwargs: Any) -> MasaVisionTransformer:
         return create(pretrained, **kwargs)
 
-    what = f'ViT-{size.capitalize()}/16, {sharing.replace("_", " ")}'
+    title = f'ViT-{size.capitalize()}/16, {sharing.replace("_", " ")}'
     for fn, fn_name in ((create, name), (create_short, f'vit_{size[0]}_{sharing}')):
         fn.__name__ = fn.__qualname__ = fn_name
-        fn.__doc__ = f'{what} (MASA, https://arxiv.org/abs/2508.04581).'
+        fn.__doc__ = f'{title} (MASA, https://arxiv.org/abs/2508.04581).'
         globals()[fn_name] = register_model(fn)
 
 

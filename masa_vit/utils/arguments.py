@@ -1,4 +1,4 @@
-"""What the arguments of several commands have in common."""
+"""Argument types that several commands share."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from typing import Any
 
 
 def parse_pair(text: str) -> tuple[str, Any]:
-    """Read `key=value`; a value that is no Python literal is a string."""
+    """Parse `key=value`; a value that is not a Python literal is a string."""
     key, equals, value = text.partition('=')
     if not equals or not key.isidentifier():
         raise argparse.ArgumentTypeError(f'{text!r} is not of the form key=value')
@@ -27,7 +27,7 @@ def positive_int(text: str) -> int:
 
 
 def require(*packages: str, extra: str = 'train') -> None:
-    """Refuse at once what would fail at its end without a package of an extra.
+    """Check at the start that the optional packages of a command are installed.
 
     Raises:
         ImportError: Names the package and the extra.

@@ -1,4 +1,4 @@
-"""Where the shipped configs are; importing it teaches mmengine `_base_ = 'masa_vit::cls/x.py'`."""
+"""Paths of the shipped configs; importing this enables `_base_ = 'masa_vit::cls/x.py'` in mmengine."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ def resolve_config(path: str | Path) -> Path:
     """The file that a path or `masa_vit::cls/x.py` names.
 
     Raises:
-        FileNotFoundError: there is no such file; names similar ones.
+        FileNotFoundError: If the file does not exist; the message names similar ones.
     """
     text = str(path)
     package, separator, name = text.partition('::')
@@ -50,13 +50,13 @@ _mmengine_cfg_path = Config._get_cfg_path
 
 def _get_cfg_path(cfg_path: str, filename: str) -> tuple[str, str | None]:
     if cfg_path.startswith(f'{PACKAGE}::'):
-        # No scope: what the package registers, it registers in mmengine's own registries.
+        # no scope: the package registers its classes in mmengine's own registries
         return str(resolve_config(cfg_path)), None
     if cfg_path.startswith('mmdet::') and importlib.util.find_spec('mmdet') is None:
         raise ImportError(f'{cfg_path} needs MMDetection: pip install "masa-vit[det]"')
     return _mmengine_cfg_path(cfg_path, filename)
 
 
-# mmengine finds `_base_ = 'package::...'` for packages that OpenMIM installed (it needs a
-# model-index.yml, and knows no checkout); for ours, and ours only, it asks the function above.
+# mmengine resolves `_base_ = 'package::...'` only for packages with a model-index.yml that OpenMIM
+# installed; the function above resolves ours, also in a checkout.
 Config._get_cfg_path = staticmethod(_get_cfg_path)

@@ -1,4 +1,4 @@
-"""Digests in the files of weights that the package writes, which find damage.
+"""SHA-256 digests in the weight files that the package writes, to detect damage.
 
 A `.pth` file, a zip archive, has one more member, which torch ignores; a `.safetensors` file has it
 in its metadata, beside `written_by`.

@@ -38,7 +38,7 @@ _said: set[str] = set()
 
 
 class UnreadableImageError(ValueError):
-    """A file that should be an image and is not; the message names it."""
+    """An image file that cannot be read; the message names it."""
 
     def __init__(self, message: str):
         # torch re-raises a worker's error with the worker's traceback before the message
@@ -46,7 +46,7 @@ class UnreadableImageError(ValueError):
 
 
 def read_image(path: str | Path, data: bytes | None = None) -> np.ndarray:
-    """Read a file as an (H, W, 3) uint8 array, RGB, turned as its EXIF orientation says.
+    """Read a file as an (H, W, 3) uint8 array, RGB, upright by its EXIF orientation.
 
     Grey values of 16 bits are divided by 257, floating-point values in [0, 1] multiplied by 255 and
     those in [0, 255] rounded; the first such file is logged. An alpha channel is dropped. Of an
@@ -57,8 +57,8 @@ def read_image(path: str | Path, data: bytes | None = None) -> np.ndarray:
         data: Its bytes, where they have been read already.
 
     Raises:
-        UnreadableImageError: The file is truncated, broken, absent, no image, larger than Pillow's limit
-            (`PIL.Image.MAX_IMAGE_PIXELS`, twice), or has values of another range.
+        UnreadableImageError: If the file is missing, truncated, not an image, larger than Pillow's limit
+            (twice `PIL.Image.MAX_IMAGE_PIXELS`), or has values of another range.
     """
     try:
         with Image.open(path if data is None else io.BytesIO(data)) as image:
@@ -112,7 +112,7 @@ def _to_rgb(image: Image.Image, path: str | Path) -> np.ndarray:
 
 
 def _factor(values: np.ndarray, bits: int, path: str | Path) -> float:
-    """By how much values of 9 to 16 bits or floating point are multiplied to lie in [0, 255]."""
+    """Return the factor that maps values of 9 to 16 bits or floating point to [0, 255]."""
     low, high = float(values.min()), float(values.max())
     if values.dtype.kind == 'f':
         if low >= 0 and high <= 255:  # false for NaN
@@ -139,7 +139,7 @@ def _say_once(how: str, path: str | Path) -> None:
 
 
 def _is_foreign(name: str) -> bool:
-    """Whether a file or folder is hidden, or left by macOS: no data."""
+    """Return whether a file or folder is hidden or metadata of macOS."""
     return name.startswith('.') or name == '__MACOSX'
 
 
@@ -171,7 +171,7 @@ def find_images(sources: Sequence[str | Path]) -> list[Path]:
     """Files, folders (see `list_folder`) and glob patterns -> image files, each once.
 
     Raises:
-        FileNotFoundError: if one of the sources gives no image.
+        FileNotFoundError: If a source has no image.
     """
     found: dict[Path, None] = {}
     for source in sources:
@@ -196,7 +196,7 @@ def class_folders(folder: str | Path) -> list[Path]:
     """The folders in a folder in the order of their names; hidden ones and `__MACOSX` are left out.
 
     Raises:
-        FileNotFoundError: if there is no such folder.
+        FileNotFoundError: If the folder does not exist.
     """
     path = Path(folder).expanduser()
     if not path.is_dir():
@@ -207,7 +207,7 @@ def class_folders(folder: str | Path) -> list[Path]:
 
 
 def choose(length: int, number: int | None) -> list[int]:
-    """Draw indices of at most so many images, always the same ones; None: of all, in order."""
+    """Draw up to `number` of `length` indices with a fixed seed; None gives all, in order."""
     if number is None:
         return [*range(length)]
     order = torch.randperm(length, generator=torch.Generator().manual_seed(0))
@@ -215,7 +215,7 @@ def choose(length: int, number: int | None) -> list[int]:
 
 
 def timm_transform(model: Any) -> Callable[[str | Path], torch.Tensor]:
-    """Read an image file as timm prepares it for a model that is evaluated."""
+    """Return timm's evaluation transform of a model, from an image file to a tensor (C, H, W)."""
     from timm.data import create_transform, resolve_data_config
 
     size = (model.patch_embed.proj.in_channels, *model.patch_embed.img_size)

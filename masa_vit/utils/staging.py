@@ -1,4 +1,4 @@
-"""Files that appear complete or not at all, and replace others only when asked to."""
+"""Atomic writes; existing files are replaced on request only."""
 
 from __future__ import annotations
 
@@ -16,11 +16,11 @@ def write_atomically(path: str | Path, data: bytes | str) -> None:
     """Write a file so that a reader, at any moment, sees the old or the new one complete.
 
     Args:
-        path: target; its folder is made when it does not exist.
-        data: the whole content; text is encoded as UTF-8.
+        path: Target; its folder is created if necessary.
+        data: The whole content; text is encoded as UTF-8.
 
     Raises:
-        OSError: also if the disk is full; the old file then is unchanged.
+        OSError: If the disk is full, for example; the old file is unchanged.
     """
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -52,7 +52,7 @@ def write_atomically(path: str | Path, data: bytes | str) -> None:
 
 
 def check_free(folder: Path, names: Sequence[str], force: bool) -> None:
-    """Refuse an output that exists, or that is in the way of files to be written.
+    """Check that the output files do not exist, or may be replaced.
 
     Raises:
         FileExistsError: If a file exists and `force` is not set.
@@ -72,7 +72,7 @@ def check_free(folder: Path, names: Sequence[str], force: bool) -> None:
 
 
 def check_writable(folder: Path) -> None:
-    """Refuse a folder that cannot be written, or made.
+    """Check that a folder can be written, or created.
 
     Raises:
         PermissionError: With the reason.
@@ -81,7 +81,7 @@ def check_writable(folder: Path) -> None:
 
 
 def check_file(path: Path) -> None:
-    """Refuse a path where no file can be written; an existing file is replaced later.
+    """Check that a file can be written; it may exist.
 
     Raises:
         OSError: As `check_free` and `check_writable`.
@@ -92,7 +92,7 @@ def check_file(path: Path) -> None:
 
 @contextmanager
 def staged(folder: str | Path, names: Sequence[str], force: bool = False) -> Iterator[Path]:
-    """Give a temporary folder to write files into, which move to `folder` if nothing is raised.
+    """Yield a temporary folder whose files move to `folder` if no error is raised.
 
     Args:
         folder: Where the files are to be; made if it does not exist.
@@ -120,12 +120,12 @@ def staged(folder: str | Path, names: Sequence[str], force: bool = False) -> Ite
 
 
 def total_size(stage: Path, names: Sequence[str]) -> int:
-    """Bytes of files."""
+    """Return the number of bytes of files."""
     return sum((stage / name).stat().st_size for name in names)
 
 
 def _existing(folder: Path) -> Path:
-    """The folder, or the nearest one around it that exists."""
+    """Return the folder or its nearest existing parent."""
     folder = folder.absolute()
     return next(path for path in (folder, *folder.parents) if path.exists())
 

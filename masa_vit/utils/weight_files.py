@@ -1,8 +1,8 @@
 """Read files with weights: checked first, loaded as data.
 
 Every command reads through this module. A file is a `.safetensors` file, or one of `torch.save` with
-tensors, plain containers, numbers and strings: nothing in it is executed, and no shape in it is believed
-beyond the bytes that it has.
+tensors, plain containers, numbers and strings: nothing in it is executed, and its shapes are compared
+with its size.
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ def read_weight_file(path: str | Path) -> dict[str, Any]:
         The content; of a `.safetensors` file ``{'state_dict': tensors}``.
 
     Raises:
-        FileNotFoundError: If there is no such file.
+        FileNotFoundError: If the file does not exist.
         ValueError: If the file is damaged, contains other objects than tensors, containers, numbers and
             strings, or tensors that are not finite or larger than the file. The message names it.
     """
@@ -181,7 +181,7 @@ _core: Any = getattr(np, '_core', None) or np.core
 
 
 class _History:
-    """Stands for mmengine's `HistoryBuffer` where mmengine is not imported."""
+    """Replaces mmengine's `HistoryBuffer` where mmengine is not imported."""
 
 
 def _history_buffer() -> type:
@@ -204,7 +204,7 @@ def _scalar(dtype: np.dtype, data: bytes) -> Any:
 
 
 def _allowed() -> list[Any]:
-    """The list of what `torch.load` may build; files of ours need none of these.
+    """Return the types that `torch.load` may build; files of ours need none of them.
 
     mmengine allows `getattr` and NumPy's `scalar` themselves.
     """
@@ -232,7 +232,7 @@ def _allowed() -> list[Any]:
 
 
 def _check_content(content: Any, size: int) -> None:
-    """Check structure, shapes and values of what a file of `size` bytes has given."""
+    """Check structure, shapes and values of the content of a file of `size` bytes."""
     if not isinstance(content, Mapping):
         raise RefusedError(f'it holds a {type(content).__name__}, expected a mapping with weights')
     logical = 0

@@ -59,7 +59,7 @@ def test_no_such_source(tmp_path, folder, args):
         ('vit_tiny_massa_s2', ValueError, 'unknown model_name.*closest names: vit_tiny_masa_s2'),
         (str(tmp_path / 'none'), FileNotFoundError, 'does not exist'),
         (str(tmp_path), FileNotFoundError, r'has no config\.json'),
-        (str(folder / 'model.safetensors'), ValueError, r'what model they are of.*--checkpoint'),
+        (str(folder / 'model.safetensors'), ValueError, r'does not name its model.*--checkpoint'),
         ('my_config.py', ValueError, 'needs its weights: --checkpoint'),
     ]:
         with pytest.raises(error, match=message):
@@ -88,7 +88,7 @@ def test_broken_folders(folder):
     config = json.loads((folder / 'config.json').read_text())
     for text, message in [
         ('{', 'is not JSON'),
-        ('[]', "names no 'architecture'"),
+        ('[]', "has no 'architecture'"),
         (json.dumps({**config, 'architecture': 'vit_no'}), "holds a 'vit_no', which timm"),
         (
             json.dumps({**config, 'model_args': {**config['model_args'], 'depth': 3}}),

@@ -96,7 +96,7 @@ def test_evaluate_gives_the_metric_of_training(run, tmp_path):
 
 def test_refuses_a_checkpoint_that_does_not_fit(run, toy_config, tmp_path):
     _, _, summary = run
-    with pytest.raises(ValueError, match='does not fit the model'):
+    with pytest.raises(ValueError, match='does not match the model'):
         evaluate(toy_config, summary['checkpoints']['last'], tmp_path)
 
 
