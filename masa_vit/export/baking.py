@@ -6,7 +6,7 @@ from typing import TypeVar
 
 from torch import nn
 
-from masa_vit.layers import bake_coefficients
+from masa_vit.layers import MlpCoefficients, bake_coefficients
 
 ModelT = TypeVar('ModelT', bound=nn.Module)
 
@@ -27,10 +27,13 @@ def bake(model: ModelT) -> ModelT:
     Raises:
         ValueError: If `model` is a part that draws on coefficients outside of it.
     """
+    recorded = [
+        module
+        for module in model.modules()
+        if isinstance(getattr(module, '_model_args', None), dict)
+        and any(isinstance(child, MlpCoefficients) for child in module.modules())
+    ]
     bake_coefficients(model)
-    for module in model.modules():
-        # timm's record of how to create this model again
-        args = getattr(module, '_model_args', None)
-        if isinstance(args, dict) and args.get('coefficients') == 'mlp':
-            module._model_args = {**args, 'coefficients': 'direct'}  # type: ignore[assignment]
+    for module in recorded:  # timm's record of the arguments of this model
+        module._model_args = {**module._model_args, 'coefficients': 'direct'}  # type: ignore
     return model

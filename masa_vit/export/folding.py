@@ -24,9 +24,10 @@ from masa_vit.models.vision_transformer_masa import (
     dense_architecture,
 )
 
-MASA_ARGS = frozenset(inspect.signature(MasaVisionTransformer.__init__).parameters) - frozenset(
-    inspect.signature(VisionTransformer.__init__).parameters
-)
+MASA_ARGS = {
+    'scheme',
+    *inspect.signature(MasaVisionTransformer.__init__).parameters,
+} - set(inspect.signature(VisionTransformer.__init__).parameters)
 """Arguments that the folded model does not take."""
 
 _CLIP, _CLIP_EPS = 'vit_base_patch16_clip_224', 1e-5

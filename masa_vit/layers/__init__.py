@@ -8,6 +8,7 @@ from masa_vit.layers.checks import (
     projection_shapes,
 )
 from masa_vit.layers.coefficients import (
+    ChannelCoefficients,
     CoefficientGenerator,
     CoefficientSource,
     DirectCoefficients,
@@ -18,11 +19,12 @@ from masa_vit.layers.coefficients import (
     orthogonal_coefficients,
 )
 from masa_vit.layers.dictionaries import Dictionaries, Dictionary, bank_name, parse_bank_name
-from masa_vit.layers.linear import SharedLinear
+from masa_vit.layers.linear import Repeat, SharedLinear
 from masa_vit.layers.sharing import read_dictionaries, share_linears
 
 __all__ = [
     'AtomBank',
+    'ChannelCoefficients',
     'CoefficientGenerator',
     'CoefficientSource',
     'Dictionaries',
@@ -30,6 +32,7 @@ __all__ = [
     'DirectCoefficients',
     'FrozenCoefficients',
     'MlpCoefficients',
+    'Repeat',
     'SharedBlocks',
     'SharedLinear',
     'assign_coefficients',

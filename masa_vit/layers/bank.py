@@ -36,7 +36,7 @@ def compose(coef: torch.Tensor, atoms: torch.Tensor) -> torch.Tensor:
     coefficient to 8 bits. The linear layer casts the result.
 
     Args:
-        coef: Coefficients of one layer (S,), or of several (L, S).
+        coef: Coefficients of one layer (S,), of several (L, S), or of the rows of one (S, out, 1).
         atoms: Atoms D, (S, out, in).
 
     Returns:
@@ -48,6 +48,8 @@ def compose(coef: torch.Tensor, atoms: torch.Tensor) -> torch.Tensor:
     if atoms.is_meta and not coef.is_meta:
         raise RuntimeError(NOT_MATERIALIZED)
     with no_autocast(atoms.device):
+        if coef.ndim == 3:
+            return torch.einsum('so,soi->oi', coef.squeeze(-1).to(atoms.dtype), atoms)
         return (coef.to(atoms.dtype) @ atoms.flatten(1)).unflatten(-1, atoms.shape[1:])
 
 
@@ -94,7 +96,7 @@ class AtomBank(nn.Module):
         nn.init.uniform_(self.atoms, -bound, bound)
 
     def forward(self, coef: torch.Tensor) -> torch.Tensor:
-        """Compose weights: (S,) -> (out, in), (L, S) -> (L, out, in)."""
+        """Compose weights: (S,) or (S, out, 1) -> (out, in), (L, S) -> (L, out, in)."""
         return compose(coef, self.atoms)
 
     def extra_repr(self) -> str:

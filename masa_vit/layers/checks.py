@@ -10,21 +10,25 @@ from torch import nn
 from masa_vit.layers.bank import check_num_atoms
 from masa_vit.layers.coefficients import CoefficientSource
 from masa_vit.layers.dictionaries import Dictionary, parse_bank_name
-from masa_vit.layers.linear import Names, SharedLinear, projection_sizes
+from masa_vit.layers.linear import Names, Repeat, SharedLinear, projection_sizes
 
-COEFFICIENT_KINDS = ('direct', 'mlp', 'frozen')
+COEFFICIENT_KINDS = ('direct', 'channel', 'mlp', 'frozen')
 
 
 def projection_shapes(
-    blocks: Sequence[nn.Module], layout: Mapping[str, Names]
+    blocks: Sequence[nn.Module],
+    layout: Mapping[str, Names],
+    repeats: Mapping[str, Repeat] | None = None,
 ) -> dict[str, tuple[int, int]]:
-    """Shape (out, in) of every projection.
+    """Shape (out, in) of the stored weight of every projection.
 
     Raises:
         ValueError: If a block lacks a linear layer of the layout, or other shapes than the others;
-            for no blocks, or names of projections that are doubled or taken.
+            for no blocks, names of projections that are doubled or taken, or repeated heads that do
+            not divide the rows.
     """
     _check_names(blocks, layout)
+    repeats = repeats or {}
     shapes: dict[str, tuple[int, int]] = {}
     for index, block in enumerate(blocks):
         for path, names in layout.items():
@@ -46,7 +50,13 @@ def projection_shapes(
                     'parametrization first (torch.nn.utils.parametrize.remove_parametrizations)'
                 )
             for name, rows in zip(names, projection_sizes(names, linear.out_features), strict=True):
-                shape = (rows, linear.in_features)
+                times, of_head = repeats.get(name, (1, 1))
+                if rows % (times * of_head):
+                    raise ValueError(
+                        f'projection {name!r} has {rows} rows, which {times} times {of_head} rows of a '
+                        'head do not divide'
+                    )
+                shape = (rows // times, linear.in_features)
                 if shapes.setdefault(name, shape) != shape:
                     raise ValueError(
                         f'projection {name!r} is {shape} in block {index} and {shapes[name]} before '
@@ -58,12 +68,12 @@ def projection_shapes(
 def _check_names(blocks: Sequence[nn.Module], layout: Mapping[str, Names]) -> None:
     if not len(blocks):
         raise ValueError('blocks is empty: expected at least one block')
-    known = [name for names in layout.values() for name in names]
+    known = [name for names in layout.values() for name in dict.fromkeys(names)]
     if not known or not all(map(len, layout.values())) or len(set(known)) < len(known):
         raise ValueError(
             f'layout={dict(layout)!r} is not valid, expected path of a linear layer -> the projections '
-            "that it stacks, each named once, as {'attn.qkv': 'qkv', 'attn.proj': 'o'} or {'gate_proj': "
-            "['gate']}; the letters of a string are a projection each"
+            "that it stacks and no other layer does, as {'attn.qkv': 'qkv', 'attn.proj': 'o'} or "
+            "{'gate_proj': ['gate']}; the letters of a string are a projection each"
         )
     taken = CoefficientSource({}), nn.ModuleDict()
     bad = [n for n in known if not n.isidentifier() or any(hasattr(of, n) for of in taken)]
@@ -125,7 +135,7 @@ def check_dictionaries(
         for name in dictionary.names:
             drawn.setdefault(name, []).extend(dictionary.layers)
     whole = all(sorted(layers) == [*range(num_layers)] for layers in drawn.values())
-    if not drawn or doubled or not set(drawn) <= set(known) or not whole:
+    if doubled or not set(drawn) <= set(known) or not whole:
         raise ValueError(
             f'dictionaries={dict(dictionaries)!r} is not valid, expected each to name different '
             f'projections out of {list(known)}, and every layer out of {num_layers} to draw on one '
@@ -185,14 +195,14 @@ def check_parent(blocks: Sequence[nn.Module], layout: Mapping[str, Names]) -> st
 
 def check_ranks(
     ranks: Mapping[str, Sequence[int]],
-    shared: Sequence[str],
+    known: Sequence[str],
     shapes: Mapping[str, tuple[int, int]],
     depth: int,
 ) -> dict[str, Sequence[int]]:
-    """Complete the ranks of the residuals: every shared projection, every layer."""
-    if unknown := set(ranks) - set(shared):
+    """Complete the ranks of ``U V``: every known projection, every layer."""
+    if unknown := set(ranks) - set(known):
         raise ValueError(
-            f'residual ranks are given for {sorted(unknown)}, but {list(shared)} share'
+            f'residual ranks are given for {sorted(unknown)}, expected projections out of {list(known)}'
         )
     for name, given in ranks.items():
         most = min(shapes[name])
@@ -203,7 +213,7 @@ def check_ranks(
                 f'residual ranks of {name!r} are {list(given)}, expected {depth} integers from 0 to '
                 f'{most}, one for each layer'
             )
-    return {name: ranks.get(name, [0] * depth) for name in shared}
+    return {name: ranks.get(name, [0] * depth) for name in known}
 
 
 def check_coefficients(

@@ -1,6 +1,7 @@
 """Sources of the coefficients C (L, S), one per block.
 
 - `DirectCoefficients`: trainable numbers;
+- `ChannelCoefficients`: trainable numbers, one for each output row of an atom;
 - `FrozenCoefficients`: given numbers that do not train; one-hot rows express schemes in which layers
   share whole matrices (Sequential, Repeat-all-over);
 - `MlpCoefficients`: the paper's source, a trainable embedding of the block through a three-layer
@@ -70,6 +71,24 @@ class DirectCoefficients(CoefficientSource):
         super().__init__({name: row.numel() for name, row in values.items()})
         for name, row in values.items():
             self.register_parameter(name, nn.Parameter(row.detach().clone()))
+
+
+class ChannelCoefficients(CoefficientSource):
+    """Trainable coefficients, one per atom and output row: (S, out) per projection.
+
+    A layer scales the rows of an atom by themselves, with S d coefficients instead of S.
+    """
+
+    def __init__(self, values: Mapping[str, torch.Tensor], rows: Mapping[str, int]) -> None:
+        """Start from `values`, projection -> (S,), for all of `rows`, projection -> out."""
+        super().__init__({name: row.numel() for name, row in values.items()})
+        for name, row in values.items():
+            full = row.detach()[:, None].repeat(1, rows[name])  # (S, out)
+            self.register_parameter(name, nn.Parameter(full))
+
+    def forward(self) -> dict[str, torch.Tensor]:
+        """Return the coefficients, projection -> (S, out, 1)."""
+        return {name: row.unsqueeze(-1) for name, row in super().forward().items()}
 
 
 class FrozenCoefficients(CoefficientSource):
@@ -250,6 +269,8 @@ def assign_coefficients(
         embeddings = torch.stack([generated.embedding for generated in mlp])
         mlp[0].generator.fit(embeddings, targets.to(embeddings.device))
     for index, source in enumerate(sources):
-        if isinstance(source, DirectCoefficients):
+        if isinstance(source, (DirectCoefficients, ChannelCoefficients)):
             for name in source.num_atoms:
-                getattr(source, name).copy_(coefs[name][index])
+                row = coefs[name][index]  # (S,)
+                own = getattr(source, name)  # (S,) or (S, out)
+                own.copy_(row if own.ndim == 1 else row[:, None].expand_as(own))

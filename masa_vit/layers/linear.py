@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any, cast
+from typing import Any, NamedTuple, cast
 
 import torch
 from torch import nn
@@ -13,7 +13,28 @@ from masa_vit.layers.bank import NOT_MATERIALIZED, AtomBank, no_autocast
 from masa_vit.layers.coefficients import CoefficientSource
 
 Names = Sequence[str] | Mapping[str, int]
-"""Projections stacked along the output of a linear layer: equal parts, or name -> number of rows."""
+"""Projections stacked along the output of a linear layer: equal parts, or name -> number of rows.
+
+A name that occurs twice has one weight for both parts: ``'qqv'`` ties the weights of q and k.
+"""
+
+
+class Repeat(NamedTuple):
+    """Heads of a projection that several heads of the output use, as in grouped-query attention."""
+
+    times: int
+    """Consecutive heads of the output with the same weight."""
+    rows: int
+    """Rows of a head."""
+
+    def reduce(self, weight: torch.Tensor) -> torch.Tensor:
+        """Keep the first of each `times` heads: (out, in) -> (out / times, in)."""
+        return weight.unflatten(0, (-1, self.times, self.rows))[:, 0].flatten(0, 1)
+
+    def expand(self, weight: torch.Tensor) -> torch.Tensor:
+        """Repeat every head: (out / times, in) -> (out, in)."""
+        heads = weight.unflatten(0, (-1, self.rows))  # (heads, rows, in)
+        return heads.repeat_interleave(self.times, 0).flatten(0, 1)
 
 
 @torch.fx.wrap  # one node in traced graphs, as `compose`
@@ -36,9 +57,14 @@ def check_materialized(
 class SharedLinear(nn.Module):
     """`torch.nn.Linear` whose weight is composed from atom banks at every call.
 
-    It may serve several projections stacked along the output, as timm's fused `qkv` does.
-    Projections that do not share keep a dense weight (`dense_<name>`, (rows, in)). The bias, the
-    dense weights and the low-rank residual belong to the layer, the banks to `SharedBlocks`, the
+    It may serve several projections stacked along the output, as timm's fused `qkv` does. The weight
+    of a projection is
+
+    - composed from a bank, plus ``U V`` if it has a residual of rank k;
+    - ``U V`` alone, if it has a rank and no bank;
+    - dense otherwise (`dense_<name>`, (rows, in)).
+
+    The bias, the dense weights, U and V belong to the layer, the banks to `SharedBlocks`, the
     coefficients to `owner`, the module around the layer. Banks and coefficients are looked up at
     every call, so replacing them in their place takes effect.
     """
@@ -51,6 +77,7 @@ class SharedLinear(nn.Module):
         bank_of: Mapping[str, str],
         owner: nn.Module,
         ranks: Mapping[str, int] | None = None,
+        repeats: Mapping[str, Repeat] | None = None,
     ) -> None:
         """Replace `linear`, whose output stacks the projections `names`.
 
@@ -61,7 +88,10 @@ class SharedLinear(nn.Module):
             banks: Name of a bank -> `AtomBank`.
             bank_of: Projection -> name of its bank, for the projections that share.
             owner: The module that holds the coefficients as `owner.coef`.
-            ranks: Shared projection -> rank k >= 1 of its low-rank residual, which starts at zero.
+            ranks: Projection -> rank k >= 1 of ``U V``. Beside a bank it starts at zero, alone as the
+                best approximation of the dense weight (spectral initialization, Khodak et al., ICLR
+                2021, https://arxiv.org/abs/2105.01029).
+            repeats: Projection -> heads of its weight that several heads of the output use.
         """
         super().__init__()
         self.in_features = linear.in_features
@@ -70,25 +100,48 @@ class SharedLinear(nn.Module):
         self.sizes = projection_sizes(names, linear.out_features)
         self.bank_of = dict(bank_of)
         self.ranks = dict(ranks or {})
+        self.repeats = dict(repeats or {})
         # In a tuple: references, not children. A state dict holds every parameter once.
         self._references: tuple[Any, Any] = (banks, owner)
         self.bias = linear.bias
-        for name, rows in zip(names, linear.weight.detach().split(self.sizes), strict=True):
-            if name not in bank_of:
-                self.register_parameter(f'dense_{name}', nn.Parameter(rows.clone()))
+        for name, rows in self.parts_of(linear.weight.detach()).items():
             if name in self.ranks:
                 down = rows.new_empty(self.ranks[name], self.in_features)
                 self.register_parameter(f'down_{name}', nn.Parameter(down))
                 up = rows.new_empty(len(rows), len(down))
                 self.register_parameter(f'up_{name}', nn.Parameter(up))
-        self.reset_residual()
+            elif name not in bank_of:
+                self.register_parameter(f'dense_{name}', nn.Parameter(rows.clone()))
+        self.reset_own(linear.weight.detach())
 
-    def reset_residual(self) -> None:
-        """Set the residual to zero as LoRA does: `up` to zero, `down` drawn like a weight."""
-        for name in self.ranks:
-            bound = self.in_features**-0.5
-            nn.init.uniform_(self.get_parameter(f'down_{name}'), -bound, bound)
-            nn.init.zeros_(self.get_parameter(f'up_{name}'))
+    def parts_of(self, weight: torch.Tensor) -> dict[str, torch.Tensor]:
+        """Split a dense weight (out, in): projection -> the rows that this layer would store.
+
+        Of tied projections the first counts, of repeated heads the first of each run.
+        """
+        parts: dict[str, torch.Tensor] = {}
+        for name, rows in zip(self.names, weight.split(self.sizes), strict=True):
+            repeat = self.repeats.get(name)
+            parts.setdefault(name, repeat.reduce(rows) if repeat else rows)
+        return parts
+
+    @torch.no_grad()
+    def reset_own(self, weight: torch.Tensor) -> None:
+        """Start the tensors of this layer from a dense weight (out, in): all but atoms and bias.
+
+        A residual starts at zero as in LoRA: U at zero, V drawn like a weight.
+        """
+        for name, rows in self.parts_of(weight).items():
+            if name in self.ranks:
+                up, down = self.get_parameter(f'up_{name}'), self.get_parameter(f'down_{name}')
+                if name in self.bank_of:
+                    bound = self.in_features**-0.5
+                    nn.init.uniform_(down, -bound, bound)
+                    nn.init.zeros_(up)
+                else:
+                    _factorize(rows, up, down)
+            elif name not in self.bank_of:
+                self.get_parameter(f'dense_{name}').copy_(rows)
 
     @property
     def banks(self) -> dict[str, AtomBank]:
@@ -109,17 +162,17 @@ class SharedLinear(nn.Module):
         banks of q, k and v give a weight (C, C) each; the three are stacked to (3 C, C).
         """
         banks, owner = self._references
-        coef = owner.coef()  # projection -> (S,)
-        parts = []  # (rows, in) each
-        for name in self.names:
-            if name not in self.bank_of:
-                parts.append(getattr(self, f'dense_{name}'))
-                continue
-            part = banks[self.bank_of[name]](coef[name])
+        coef = owner.coef() if self.bank_of else {}  # projection -> (S,)
+        parts: dict[str, torch.Tensor] = {}  # projection -> (rows, in)
+        for name in dict.fromkeys(self.names):
+            terms = []
+            if name in self.bank_of:
+                terms.append(banks[self.bank_of[name]](coef[name]))
             if name in self.ranks:
-                part = part + multiply(getattr(self, f'up_{name}'), getattr(self, f'down_{name}'))
-            parts.append(part)
-        return parts[0] if len(parts) == 1 else torch.cat(parts)
+                terms.append(multiply(getattr(self, f'up_{name}'), getattr(self, f'down_{name}')))
+            part = sum(terms[1:], terms[0]) if terms else getattr(self, f'dense_{name}')
+            parts[name] = self.repeats[name].expand(part) if name in self.repeats else part
+        return torch.cat([parts[name] for name in self.names]) if len(self.names) > 1 else part
 
     @property
     def weight(self) -> torch.Tensor:
@@ -165,6 +218,16 @@ class SharedLinear(nn.Module):
             f'bias={self.bias is not None}, shared={list(self.bank_of)}'
             + (f', residual_ranks={self.ranks}' if self.ranks else '')
         )
+
+
+def _factorize(weight: torch.Tensor, up: torch.Tensor, down: torch.Tensor) -> None:
+    """Write the best approximation of `weight` (out, in) into U (out, k) and V (k, in)."""
+    if weight.is_meta:
+        return
+    u, s, v = torch.linalg.svd(weight.cpu().double(), full_matrices=False)
+    root = s[: len(down)].sqrt()
+    up.copy_(u[:, : len(down)] * root)
+    down.copy_(root[:, None] * v[: len(down)])
 
 
 def projection_sizes(names: Names, out_features: int) -> list[int]:

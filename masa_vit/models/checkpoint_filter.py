@@ -11,7 +11,7 @@ from timm.models import clean_state_dict
 from timm.models.vision_transformer import checkpoint_filter_fn as vit_checkpoint_filter_fn
 from torch import nn
 
-from masa_vit.layers import AtomBank, FrozenCoefficients, SharedLinear
+from masa_vit.layers import AtomBank, ChannelCoefficients, FrozenCoefficients, SharedLinear
 from masa_vit.models.state_dict import StackState, merge_pruned, read_stack, rename_old_keys
 
 _logger = logging.getLogger(__name__)
@@ -47,7 +47,7 @@ def adapt_state_dict(model: nn.Module, state_dict: MutableMapping[str, Any], pre
     own = f'{prefix}blocks.'
     found = read_stack({key: value for key, value in state_dict.items() if key.startswith(own)})
     shared = {n: m for n, m in model.named_modules() if isinstance(m, SharedLinear)}
-    if not found.atoms:
+    if not found.is_shared:
         for name in shared:
             if f'{prefix}{name}.weight' in state_dict:
                 raise ValueError(
@@ -55,6 +55,7 @@ def adapt_state_dict(model: nn.Module, state_dict: MutableMapping[str, Any], pre
                 )
         return
     _check_banks(model, found)
+    _check_kind(model, shared, found)
     for path, layer in shared.items():
         _check_residuals(path, layer, found)
     _adapt_coefficients(model, state_dict, found)
@@ -65,7 +66,9 @@ def _check_banks(model: Any, found: StackState) -> None:
     """Raise ValueError unless the checkpoint has the model's banks."""
     own = {
         name: bank
-        for name, bank in model.banks.items()
+        for shared in getattr(model.blocks, 'shared', {}).values()
+        if isinstance(shared, nn.ModuleDict)
+        for name, bank in shared.items()
         if isinstance(bank, AtomBank) and 'atoms' in bank._parameters  # else wrapped or pruned
     }
     if set(found.atoms) != set(own):
@@ -81,10 +84,32 @@ def _check_banks(model: Any, found: StackState) -> None:
             )
 
 
+def _check_kind(model: Any, shared: dict[str, SharedLinear], found: StackState) -> None:
+    """Raise ValueError if the checkpoint has other ties, heads or coefficients for each row."""
+    names = next((''.join(x.names) for path, x in shared.items() if path.endswith('.qkv')), 'qkv')
+    own_tie = {'qqq': 'qkv', 'qqv': 'qk', 'qkk': 'kv'}.get(names, '')
+    own = {
+        'tie': own_tie,
+        'heads per key/value head': max(
+            [1, *(repeat.times for layer in shared.values() for repeat in layer.repeats.values())]
+        ),
+        'coefficients for each row': any(
+            isinstance(m, ChannelCoefficients) for m in model.modules()
+        ),
+    }
+    of_file = dict(zip(own, (found.tie, found.heads_per_key, found.is_by_channel), strict=True))
+    for name, value in own.items():
+        if of_file[name] != value:
+            raise ValueError(
+                f'the checkpoint has {name}={of_file[name]!r}, the model {value!r}: '
+                + found.create_with()
+            )
+
+
 def _check_residuals(path: str, layer: SharedLinear, found: StackState) -> None:
     """Refuse residuals that the model lacks: dropping them would change its weights."""
     index = int(path.split('.')[1])
-    for name in layer.bank_of:
+    for name in dict.fromkeys(layer.names):
         if index in found.residuals.get(name, {}):
             rank, own = len(found.residuals[name][index][1]), layer.ranks.get(name, 0)
             if rank != own:

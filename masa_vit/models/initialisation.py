@@ -10,6 +10,18 @@ from torch import nn
 
 from masa_vit.layers import Dictionary, SharedLinear
 
+OUTPUTS = ('attn.proj', 'mlp.fc2')
+"""Layers of a block that write to the residual stream."""
+
+
+@torch.no_grad()
+def scale_own(shared: SharedLinear, scale: float) -> None:
+    """Scale the weights of a layer that are not composed from atoms."""
+    for name in shared.names:
+        if name not in shared.bank_of:
+            part = 'up' if name in shared.ranks else 'dense'
+            shared.get_parameter(f'{part}_{name}').mul_(scale)
+
 
 def fix_init_scale(index: int) -> float:
     """Return timm's divisor of the weights that write to the residual stream in layer `index`."""
@@ -40,8 +52,8 @@ def init_shared_linear(
     atoms: Mapping[str, torch.Tensor],
     init_dense: Callable[..., None],
 ) -> None:
-    """Initialize bias, dense rows and residual of a layer, and the atoms that its weight gives."""
-    like = next(iter(shared.banks.values())).atoms
+    """Initialize bias and own weights of a layer, and the atoms that its weight gives."""
+    like = next(iter([*shared.parameters(), *(bank.atoms for bank in shared.banks.values())]))
     dense = nn.Linear(
         shared.in_features,
         shared.out_features,
@@ -52,9 +64,7 @@ def init_shared_linear(
     init_dense(dense, path)
     if shared.bias is not None:
         shared.bias.copy_(dense.bias)
-    for name, rows in zip(shared.names, dense.weight.split(shared.sizes), strict=True):
-        if name not in shared.bank_of:
-            shared.get_parameter(f'dense_{name}').copy_(rows)
-        elif name in atoms:
-            atoms[name].copy_(rows)
-    shared.reset_residual()
+    parts = shared.parts_of(dense.weight)
+    for name, atom in atoms.items():
+        atom.copy_(parts[name])
+    shared.reset_own(dense.weight)

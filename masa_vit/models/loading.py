@@ -167,14 +167,11 @@ def _kind(tensor: torch.Tensor) -> str:
 
 def _refuse_shared(state_dict: dict[str, Any], source: str, model: nn.Module) -> None:
     """Raise ValueError if the checkpoint is that of a MASA model, for a dense one."""
-    if (
-        any(key.endswith('.atoms') for key in state_dict)
-        and (found := read_stack(state_dict)).atoms
-    ):
+    if (found := read_stack(state_dict)).is_shared:
         raise ValueError(
-            f'{source!r} is the checkpoint of a MASA model (it has the dictionaries '
-            f'{sorted(found.atoms)}), this {type(model).__name__} is dense. Load it into its MASA '
-            f'model, from which masa_vit.fold makes the dense one: {found.create_with()}'
+            f'{source!r} is the checkpoint of a MASA model (dictionaries: {sorted(found.atoms)}), this '
+            f'{type(model).__name__} is dense. Load it into its MASA model, from which masa_vit.fold '
+            f'makes the dense one: {found.create_with()}'
         )
 
 

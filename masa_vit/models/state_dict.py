@@ -3,10 +3,11 @@
 In a stack of blocks (``blocks.`` of a vision transformer) a file holds
 
 - ``blocks.attn_banks.<bank>.atoms``: D, (S, out, in); see `bank_name` for names of banks;
-- ``blocks.<layer>.attn.coef.<projection>``: c, (S,); or ``...coef.embedding`` of the paper's MLP,
-  ``blocks.attn_generator.{weight,bias}{1,2,3}``;
+- ``blocks.<layer>.attn.coef.<projection>``: c, (S,), or (S, out) with a coefficient for each row; or
+  ``...coef.embedding`` of the paper's MLP, ``blocks.attn_generator.{weight,bias}{1,2,3}``;
 - ``blocks.<layer>.attn.qkv.{up,down}_<projection>``: the low-rank residual, (out, k) and (k, in);
-- ``blocks.<layer>.attn.qkv.dense_<projection>``, or ``...qkv.weight`` where nothing in it shares.
+- ``blocks.<layer>.attn.qkv.dense_<projection>``, or ``...qkv.weight`` where nothing in it shares;
+- the same for ``mlp``, fc1 and fc2.
 """
 
 from __future__ import annotations
@@ -62,6 +63,8 @@ class StackState:
     """Projection -> layer -> dense weight (out, in)."""
     residuals: dict[str, dict[int, Residual]] = field(default_factory=dict)
     """Projection -> layer -> U and V."""
+    is_shared: bool = False
+    """Whether layers of the stack are `SharedLinear`, with atoms or other parts."""
     dense_stacks: list[str] = field(default_factory=list)
     """Prefixes of all stacks that have dense projections, this one or others."""
 
@@ -102,18 +105,23 @@ class StackState:
         for name, atoms in self.atoms.items():
             key, layers = parse_bank_name(name)
             numbers.setdefault(key, {})[layers or ()] = len(atoms)
+        mlp_num_atoms = [s for key in ('fc1', 'fc2') for s in numbers.pop(key, {}).values()]
+        for name in self.residuals:
+            if name not in ''.join(numbers):
+                numbers[name] = {(): 0}
         keys = sorted(numbers, key=lambda key: PROJECTIONS.find(key[0]))
         projections = ''.join(sorted(''.join(keys), key=PROJECTIONS.find))
-        args: dict[str, Any] = {
-            'num_atoms': shortest({k: [s for _, s in sorted(numbers[k].items())] for k in keys}),
-            'projections': projections,
-        }
+        args: dict[str, Any] = {'projections': projections}
+        if keys:
+            of_group = {key: [s for _, s in sorted(numbers[key].items())] for key in keys}
+            args = {'num_atoms': shortest(of_group), **args}
         if keys != list(projections):
             args['dictionaries'] = keys
         if groups := sorted({layers for of_key in numbers.values() for layers in of_key if layers}):
             args['groups'] = [list(layers) for layers in groups]
         if self.residuals:
-            depth = 1 + max(self.coef)
+            depth = 1 + max(max(of_layer) for of_layer in self.residuals.values())
+            depth = max(depth, *(1 + layer for layer in self.coef), 1)
             ranks = {
                 name: {i: len(down) for i, (_, down) in self.residuals.get(name, {}).items()}
                 for name in projections
@@ -121,11 +129,41 @@ class StackState:
             args['residual_rank'] = shortest(
                 {name: [of.get(i, 0) for i in range(depth)] for name, of in ranks.items()}
             )
+        if mlp_num_atoms:
+            args['mlp_num_atoms'] = mlp_num_atoms[0]
+        if self.tie:
+            args['tie'] = self.tie
+        if self.is_by_channel:
+            args['coefficients'] = 'channel'
         return args
+
+    @property
+    def tie(self) -> str:
+        """The projections with one weight inside a layer, as the argument `tie`."""
+        letters = {*''.join(parse_bank_name(bank)[0] for bank in self.atoms)}
+        stored = letters | {*self.dense} | {*self.residuals}
+        absent = ''.join(name for name in 'qkv' if name not in stored)
+        return {'kv': 'qkv', 'k': 'qk', 'v': 'kv'}.get(absent, '')
+
+    @property
+    def is_by_channel(self) -> bool:
+        """Whether there is a coefficient for each row of a weight."""
+        return any(row.ndim == 2 for of_layer in self.coef.values() for row in of_layer.values())
+
+    @property
+    def heads_per_key(self) -> int:
+        """Heads of Q that use one head of K and V: more than 1 in grouped-query attention."""
+        rows = {name: len(row) for name, of in self.dense.items() for row in of.values()}
+        rows |= {name: len(up) for name, of in self.residuals.items() for up, _ in of.values()}
+        for bank, atoms in self.atoms.items():
+            rows |= dict.fromkeys(parse_bank_name(bank)[0], atoms.shape[1])
+        return rows['q'] // rows['k'] if {'q', 'k'} <= set(rows) else 1
 
     def create_with(self) -> str:
         """Return how to create the model of the file, for an error message."""
         args = ', '.join(f'{key}={value!r}' for key, value in self.sharing_args().items())
+        if self.heads_per_key > 1:
+            args += f', num_kv_heads=<num_heads / {self.heads_per_key}>'
         return f'create the model with {args} (model_args in a config, --model-args of a command)'
 
 
@@ -173,6 +211,7 @@ def read_stack(state_dict: Mapping[str, torch.Tensor]) -> StackState:
     return replace(
         read,
         stack=stack or '',
+        is_shared=bool(shared_stacks),
         dense=parts['dense'],
         residuals=residuals,
         dense_stacks=sorted(dense_stacks),

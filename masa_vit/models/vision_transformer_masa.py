@@ -31,24 +31,21 @@ from masa_vit.layers import (
     assign_coefficients,
     draw_coefficients,
     read_dictionaries,
-    share_linears,
 )
 from masa_vit.models.checkpoint_filter import (
     DENSE_INTO_MASA,
     adapt_state_dict,
     checkpoint_filter_fn,
 )
-from masa_vit.models.initialisation import atoms_of, fix_init_scale, init_shared_linear
-from masa_vit.models.sharing_args import (
-    LAYOUT,
-    PROJECTIONS,
-    NumAtoms,
-    ResidualRank,
-    parse_coef,
-    parse_dictionaries,
-    parse_projections,
-    parse_residual_rank,
+from masa_vit.models.initialisation import (
+    OUTPUTS,
+    atoms_of,
+    fix_init_scale,
+    init_shared_linear,
+    scale_own,
 )
+from masa_vit.models.schemes import scheme_settings
+from masa_vit.models.sharing_args import PROJECTIONS, NumAtoms, ResidualRank, share_blocks
 
 __all__ = ['MasaVisionTransformer']
 
@@ -66,6 +63,9 @@ class MasaVisionTransformer(VisionTransformer):
         dictionaries: Sequence[str] | None = None,
         groups: Sequence[Sequence[int]] | None = None,
         residual_rank: ResidualRank = 0,
+        mlp_num_atoms: int = 0,
+        tie: str = '',
+        num_kv_heads: int | None = None,
         coefficients: str = 'direct',
         coef: Any = None,
         coef_embed_dim: int = 64,
@@ -78,10 +78,11 @@ class MasaVisionTransformer(VisionTransformer):
 
         Args:
             args: As `timm.models.VisionTransformer`.
-            num_atoms: Number of atoms S of each dictionary, at least 1 and at most the number of
-                weights that it serves. A list gives the number for each group of layers, a dict from
-                dictionary to one or the other.
-            projections: The projections that share, letters out of 'qkvo'; the others are dense.
+            num_atoms: Number of atoms S of each dictionary, at most the number of weights that it
+                serves. A list gives the number for each group of layers, a dict from dictionary to
+                one or the other. 0: no dictionary, each weight is ``U_l V_l`` of rank `residual_rank`.
+            projections: The projections that share, letters out of 'qkvo'; the others are dense. Of
+                tied ones the first counts.
             dictionaries: Which projections draw on a common dictionary, e.g. ``('qv', 'k', 'o')``.
                 Default: one for each projection (the paper's choice).
             groups: Lists of layers that share with each other only: a dictionary for each group (the
@@ -89,10 +90,18 @@ class MasaVisionTransformer(VisionTransformer):
             residual_rank: Rank k of a low-rank residual of each layer's weight, as in the paper's
                 local refinement: ``W_l = sum_s c_ls D_s + U_l V_l``, 2 k d parameters. A dict from
                 letter to k, or to a list of one for each layer. It starts at zero.
-            coefficients: Source of the coefficients: 'direct' (trainable), 'mlp' (the paper's:
-                block embeddings through a three-layer MLP) or 'frozen' (given by `coef`).
-            coef: For 'frozen': C (L, S) for all projections, or a dict from letter to C. Lists
-                are saved with the model's configuration (`save_for_hf`), tensors are not.
+            mlp_num_atoms: S of the dictionaries of the MLP, one for fc1 and one for fc2; 0: dense.
+            tie: Projections with one weight inside a layer: 'qkv', 'qk' or 'kv'. Biases stay.
+            num_kv_heads: Heads of K and V in grouped-query attention, a divisor of `num_heads`. Each
+                serves ``num_heads / num_kv_heads`` heads of Q. Biases stay (they do not add to the
+                functions that the layer can compute: that of K cancels in the softmax, that of V is
+                absorbed by that of O).
+            coefficients: Source of the coefficients: 'direct' (trainable), 'channel' (trainable, one
+                for each row of a weight, S d numbers a layer), 'mlp' (the paper's: block embeddings
+                through a three-layer MLP) or 'frozen' (given by `coef`).
+            coef: For 'frozen': C (L, S) for all projections, or a dict from name (q, k, v, o,
+                fc1, fc2) to C. Lists are saved with the model's configuration (`save_for_hf`), tensors
+                are not.
             coef_embed_dim: For 'mlp': size of the embedding of a block.
             coef_hidden_dim: For 'mlp': width of the MLP.
             norm_eps: Epsilon of the norms, where it differs from that of `norm_layer` (1e-5 in models
@@ -107,22 +116,25 @@ class MasaVisionTransformer(VisionTransformer):
             norm_layer = get_norm_layer(kwargs.get('norm_layer') or 'layernorm')
             kwargs['norm_layer'] = partial(norm_layer, eps=norm_eps)
         super().__init__(*args, weight_init='skip', **kwargs)
-        projections = parse_projections(projections)
         if self.fix_init and coefficients == 'frozen' and 'o' in projections:
             raise ValueError(
                 "fix_init=True scales the output projections by depth, coefficients='frozen' keeps "
                 'them as given: scale the rows of `coef` for o by hand, by (2 (l + 1)) ** -0.5'
             )
-        depth = len(self.blocks)
-        self.blocks = share_linears(
+        self.blocks = share_blocks(
             self.blocks,
-            LAYOUT,
-            parse_dictionaries(dictionaries, projections, num_atoms, groups, depth),
+            num_atoms=num_atoms,
+            projections=projections,
+            dictionaries=dictionaries,
+            groups=groups,
+            residual_rank=residual_rank,
+            mlp_num_atoms=mlp_num_atoms,
+            tie=tie,
+            num_kv_heads=num_kv_heads,
             coefficients=coefficients,
-            coef=None if coef is None else parse_coef(coef, projections),
+            coef=coef,
             coef_embed_dim=coef_embed_dim,
             coef_hidden_dim=coef_hidden_dim,
-            residual_ranks=parse_residual_rank(residual_rank, projections, depth),
         )
         self.weight_init_mode = 'reset' if weight_init == 'skip' else weight_init
         if weight_init != 'skip':
@@ -140,15 +152,30 @@ class MasaVisionTransformer(VisionTransformer):
         init_dense = get_init_weights_vit(mode)
         dictionaries = self.dictionaries
         for index, block in enumerate(self.blocks):
-            for path in LAYOUT:
-                shared = block.get_submodule(path)
+            scale = 1 / fix_init_scale(index) if self.fix_init else 1.0
+            for path, shared in block.named_modules():
                 if isinstance(shared, SharedLinear):
                     atoms = atoms_of(index, shared, dictionaries)
                     init_shared_linear(shared, f'blocks.{index}.{path}', atoms, init_dense)
-        coefs = draw_coefficients(dictionaries, len(self.blocks))
-        if self.fix_init and 'o' in coefs:
-            coefs['o'] = [row / fix_init_scale(index) for index, row in enumerate(coefs['o'])]
-        sources = [block.attn.coef for block in self.blocks]
+                    if path in OUTPUTS:
+                        scale_own(shared, scale)
+        for owner in ('attn', 'mlp'):
+            sources = [
+                coef for b in self.blocks if (coef := getattr(getattr(b, owner), 'coef', None))
+            ]
+            if sources:
+                self._reset_coefficients(sources, dictionaries)
+
+    def _reset_coefficients(
+        self, sources: list[CoefficientSource], dictionaries: dict[str, Dictionary]
+    ) -> None:
+        """Draw the coefficients of the attentions, or of the MLPs, of all blocks."""
+        names = sources[0].num_atoms
+        own = {key: value for key, value in dictionaries.items() if value.names[0] in names}
+        coefs = draw_coefficients(own, len(sources))
+        if self.fix_init:
+            for name in {'o', 'fc2'} & set(coefs):
+                coefs[name] = [row / fix_init_scale(i) for i, row in enumerate(coefs[name])]
         for source in sources:
             if isinstance(source, FrozenCoefficients):
                 source.reset_parameters()
@@ -157,7 +184,7 @@ class MasaVisionTransformer(VisionTransformer):
     @property
     def banks(self) -> nn.ModuleDict:
         """Name -> `AtomBank`: ``blocks.attn_banks``."""
-        return self.blocks.attn_banks
+        return getattr(self.blocks, 'attn_banks', nn.ModuleDict())
 
     @property
     def generator(self) -> CoefficientGenerator | None:
@@ -166,14 +193,15 @@ class MasaVisionTransformer(VisionTransformer):
 
     @property
     def dictionaries(self) -> dict[str, Dictionary]:
-        """Name of a bank -> the projections, layers and number of atoms that it serves."""
+        """Name -> the projections, layers and number of atoms of a dictionary."""
         return read_dictionaries(self.blocks)
 
     def __setattr__(self, name: str, value: Any) -> None:
         """Set an attribute; refuse blocks that would lose their banks."""
         if name == 'blocks' and isinstance(value, nn.Module):
-            kinds = {type(module) for module in value.modules()}
-            if SharedLinear in kinds and AtomBank not in kinds:
+            layers = [m for m in value.modules() if isinstance(m, SharedLinear)]
+            has_banks = any(isinstance(module, AtomBank) for module in value.modules())
+            if any(layer.bank_of for layer in layers) and not has_banks:
                 raise TypeError(
                     f'these blocks share weights, and a {type(value).__name__} of them has no banks: '
                     'use a slice of model.blocks, or SharedBlocks(blocks, model.blocks.shared)'
@@ -190,13 +218,14 @@ class MasaVisionTransformer(VisionTransformer):
     def fix_init_weight(self) -> None:
         """Scale the weights that write to the residual stream by depth, as timm does.
 
-        A shared output projection is scaled through its coefficients, in `init_weights`.
+        Shared layers are scaled in `init_weights`.
         """
         with torch.no_grad():
             for index, block in enumerate(self.blocks):
-                block.mlp.fc2.weight.div_(fix_init_scale(index))
-                if isinstance(block.attn.proj, nn.Linear):
-                    block.attn.proj.weight.div_(fix_init_scale(index))
+                for path in OUTPUTS:
+                    layer = block.get_submodule(path)
+                    if isinstance(layer, nn.Linear):
+                        layer.weight.div_(fix_init_scale(index))
 
     @torch.jit.ignore
     def no_weight_decay(self) -> set[str]:
@@ -221,7 +250,7 @@ class MasaVisionTransformer(VisionTransformer):
         geometric mean of the blocks' rates. Coefficients go with their block.
         """
         groups = super().group_matcher(coarse)
-        middle = (r'^blocks\.attn_(?:banks|generator)\.', (len(self.blocks) // 2,))
+        middle = (r'^blocks\.(?:attn|mlp)_(?:banks|generator)\.', (len(self.blocks) // 2,))
         return {**groups, 'blocks': [*groups['blocks'], middle]}
 
     @torch.jit.ignore
@@ -306,8 +335,14 @@ def _register(size: str, sharing: str) -> None:
     name = f'vit_{size}_{sharing}'
     model_args = {'patch_size': 16, **SIZES[size], **SHARINGS[sharing]}
 
-    def create(pretrained: bool = False, **kwargs: Any) -> MasaVisionTransformer:
-        return _create_vision_transformer_masa(name, pretrained, **{**model_args, **kwargs})
+    def create(
+        pretrained: bool = False, scheme: str | None = None, **kwargs: Any
+    ) -> MasaVisionTransformer:
+        args = {**model_args, **kwargs}
+        if scheme is not None:
+            of_scheme = scheme_settings(scheme, args['depth'], args['num_atoms'], args['num_heads'])
+            args = {**model_args, **of_scheme, **kwargs}
+        return _create_vision_transformer_masa(name, pretrained, **args)
 
     def create_short(pretrained: bool = False, **kwargs: Any) -> MasaVisionTransformer:
         return create(pretrained, **kwargs)

@@ -216,9 +216,9 @@ def test_no_pretrained_weights_is_a_clear_error(small, caplog):
     ('kwargs', 'message'),
     [
         ({'num_atoms': 5}, r'num_atoms=5 is larger than the number of layers, 4'),
-        ({'num_atoms': 0}, r'num_atoms must be an integer >= 1'),
+        ({'num_atoms': 0}, r'needs a residual_rank of at least 1'),
         ({'projections': 'qkx'}, r"projections='qkx' is not valid, expected different letters"),
-        ({'projections': ''}, r"projections='' is not valid"),
+        ({'projections': ''}, r"projections='' shares nothing"),
         ({'dictionaries': ['qk', 'v']}, r"names each shared projection \('qkvo'\) once"),
         ({'dictionaries': 'qkvo'}, r"dictionaries='qkvo' is not valid, expected a list"),
         ({'coefficients': 'softmax'}, r"coefficients='softmax' is unknown"),
