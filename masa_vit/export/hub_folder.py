@@ -52,8 +52,6 @@ def export_folded(
         form = make_form(model, shared=False, dtype=dtype)
         name, args = _record(model, model_args, dense=True)
         form.model.pretrained_cfg = {**form.model.pretrained_cfg, 'architecture': name}  # type: ignore
-        if 'scheme' not in args:  # for readers of config.json
-            args = {**SHARINGS.get(name.split('_', 2)[-1], {}), **args}
         difference = _write(form, args, stage)
         size = total_size(stage, FILES)
     return Exported(Path(folder), size, difference, form.rounding)
@@ -95,6 +93,8 @@ def export_hub(
                 'it folded, or save its state dict'
             )
         name, args = _record(form.model, model_args)
+        if 'scheme' not in args:  # for readers of config.json
+            args = {**SHARINGS.get(name.split('_', 2)[-1], {}), **args}
         difference = _write(form, args, stage)
         size = total_size(stage, FILES)
     return Exported(Path(folder), size, difference, form.rounding)

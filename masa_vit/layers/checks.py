@@ -19,15 +19,22 @@ def projection_shapes(
     blocks: Sequence[nn.Module],
     layout: Mapping[str, Names],
     repeats: Mapping[str, Repeat] | None = None,
+    ties: bool = False,
 ) -> dict[str, tuple[int, int]]:
     """Shape (out, in) of the stored weight of every projection.
+
+    Args:
+        blocks: As `share_linears`.
+        layout: As `share_linears`.
+        repeats: As `share_linears`.
+        ties: Whether a layer may name a projection twice.
 
     Raises:
         ValueError: If a block lacks a linear layer of the layout, or other shapes than the others;
             for no blocks, names of projections that are doubled or taken, or repeated heads that do
             not divide the rows.
     """
-    _check_names(blocks, layout)
+    _check_names(blocks, layout, ties)
     repeats = repeats or {}
     shapes: dict[str, tuple[int, int]] = {}
     for index, block in enumerate(blocks):
@@ -65,14 +72,15 @@ def projection_shapes(
     return shapes
 
 
-def _check_names(blocks: Sequence[nn.Module], layout: Mapping[str, Names]) -> None:
+def _check_names(blocks: Sequence[nn.Module], layout: Mapping[str, Names], ties: bool) -> None:
     if not len(blocks):
         raise ValueError('blocks is empty: expected at least one block')
-    known = [name for names in layout.values() for name in dict.fromkeys(names)]
+    stacked = [dict.fromkeys(names) if ties else names for names in layout.values()]
+    known = [name for names in stacked for name in names]
     if not known or not all(map(len, layout.values())) or len(set(known)) < len(known):
         raise ValueError(
             f'layout={dict(layout)!r} is not valid, expected path of a linear layer -> the projections '
-            "that it stacks and no other layer does, as {'attn.qkv': 'qkv', 'attn.proj': 'o'} or "
+            "that it stacks, each named once, as {'attn.qkv': 'qkv', 'attn.proj': 'o'} or "
             "{'gate_proj': ['gate']}; the letters of a string are a projection each"
         )
     taken = CoefficientSource({}), nn.ModuleDict()

@@ -59,7 +59,8 @@ def share_blocks(
     depth = len(blocks)
     layout = parse_tie(tie)
     name_of = dict(zip('qkvo', ''.join(layout.values()), strict=True))  # tied: the first
-    chosen = {name_of[name] for name in parse_projections(projections)}
+    letters = parse_projections(projections) if projections else ''
+    chosen = {name_of[name] for name in letters}
     projections = ''.join(name for name in PROJECTIONS if name in chosen)
     full = parse_dictionaries(dictionaries, projections, num_atoms, groups, depth)
     ranks = parse_residual_rank(residual_rank, projections, depth)
@@ -112,7 +113,7 @@ def parse_projections(projections: str | Sequence[str]) -> str:
         ValueError: If they are not different letters out of `PROJECTIONS`.
     """
     letters = list(projections)
-    if len(set(letters)) != len(letters) or not set(letters) <= set(PROJECTIONS):
+    if not letters or len(set(letters)) != len(letters) or not set(letters) <= set(PROJECTIONS):
         raise ValueError(
             f'projections={projections!r} is not valid, expected different letters out of '
             f"{PROJECTIONS!r}, e.g. 'qkvo' or 'qkv'"
