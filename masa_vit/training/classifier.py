@@ -15,9 +15,12 @@ from mmengine.registry import MODELS
 from timm.data.mixup import Mixup, mixup_target
 from torch import Tensor, nn
 
+from masa_vit.layers.regularization import atom_correlation, coefficient_l1
 from masa_vit.models import create_timm_model
 
 __all__ = ['ImageClassifier', 'create_model', 'weights_of']
+
+_PENALTIES = {'coefficient_l1': coefficient_l1, 'atom_correlation': atom_correlation}
 
 LOCAL_DIR = 'local-dir:'
 """How timm marks a model's name as a folder."""
@@ -39,6 +42,8 @@ class ImageClassifier(BaseModel):
         mixup: arguments of ``timm.data.Mixup``: ``mixup_alpha``, ``cutmix_alpha``, ``prob``...
         init_from: weights to start training from (fine-tuning): the path of a checkpoint or of a
             folder as above, or a timm model's name for that model's pretrained weights.
+        penalties: weights of terms added to the loss: ``coefficient_l1`` (mean absolute coefficient),
+            ``atom_correlation`` (mean squared cosine between the atoms of a dictionary).
         grad_checkpointing: recompute activations in the backward pass: less memory, more time.
         data_preprocessor: default: :class:`ImagePreprocessor` with ImageNet's mean and std.
     """
@@ -53,6 +58,7 @@ class ImageClassifier(BaseModel):
         init_from: str | None = None,
         grad_checkpointing: bool = False,
         data_preprocessor: dict | nn.Module | None = None,
+        penalties: dict[str, float] | None = None,
     ):
         super().__init__(data_preprocessor=data_preprocessor or {'type': 'ImagePreprocessor'})
         if not isinstance(num_classes, int) or num_classes < 1:
@@ -64,6 +70,9 @@ class ImageClassifier(BaseModel):
         self.init_from = init_from
         self.model = create_model(model_name, num_classes, dict(model_args or {}))
         self.mixup = _create_mixup(mixup, label_smoothing, num_classes) if mixup else None
+        self.penalties = dict(penalties or {})
+        if unknown := set(self.penalties) - set(_PENALTIES):
+            raise ValueError(f'penalties has {sorted(unknown)}, expected {", ".join(_PENALTIES)}')
         if grad_checkpointing:
             self.model.set_grad_checkpointing()
 
@@ -103,7 +112,14 @@ class ImageClassifier(BaseModel):
             return {'loss': self.model(inputs).float().sum() * 0.0}
         if self.mixup is not None:
             inputs, targets = self._mix(inputs, targets)
-        return self.loss(inputs, targets)
+        return {**self.loss(inputs, targets), **self._penalize()}
+
+    def _penalize(self) -> dict[str, Tensor]:
+        # mmengine adds up all entries with 'loss' in their name
+        return {
+            f'loss_{name}': weight * _PENALTIES[name](self.model)
+            for name, weight in self.penalties.items()
+        }
 
     def loss(self, inputs: Tensor, targets: Tensor) -> dict[str, Tensor]:
         """What mode ``'loss'`` gives for a batch that is not empty, mixed if it is to be.

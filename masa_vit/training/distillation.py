@@ -48,11 +48,7 @@ class DistilledClassifier(ImageClassifier):
         temperature: T, above 0.
         feature_weight: weight of A. Above 0, student and teacher must be vision transformers with
             as many blocks, as wide, over as many tokens.
-        label_smoothing: see there.
-        mixup: see there.
-        init_from: see there.
-        grad_checkpointing: see there.
-        data_preprocessor: see there.
+        **kwargs: other arguments of :class:`ImageClassifier`.
 
     Raises:
         ValueError: for a number out of its range, an incomplete `teacher`, or one whose blocks are
@@ -71,22 +67,9 @@ class DistilledClassifier(ImageClassifier):
         alpha: float = 0.5,
         temperature: float = 2.0,
         feature_weight: float = 0.0,
-        label_smoothing: float = 0.0,
-        mixup: dict | None = None,
-        init_from: str | None = None,
-        grad_checkpointing: bool = False,
-        data_preprocessor: dict | nn.Module | None = None,
+        **kwargs: Any,
     ):
-        super().__init__(
-            model_name,
-            num_classes,
-            model_args,
-            label_smoothing,
-            mixup,
-            init_from,
-            grad_checkpointing,
-            data_preprocessor,
-        )
+        super().__init__(model_name, num_classes, model_args, **kwargs)
         if not 0.0 <= alpha <= 1.0:
             raise ValueError(f'alpha expects a number in [0, 1], got {alpha!r}')
         if not temperature > 0.0:

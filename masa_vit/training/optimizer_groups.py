@@ -16,7 +16,10 @@ from mmengine.runner.amp import autocast
 from timm.optim import param_groups_layer_decay
 from torch import nn
 
+from masa_vit.layers import AtomBank, CoefficientGenerator, CoefficientSource
 from masa_vit.training.hooks.parameter_table import unwrap
+
+_KINDS: tuple[Any, ...] = (AtomBank, (CoefficientSource, CoefficientGenerator))
 
 
 @dataclass
@@ -45,19 +48,27 @@ class LayerDecayOptimWrapperConstructor(DefaultOptimWrapperConstructor):
         optim_wrapper_cfg: `dict(type=..., optimizer=dict(type='AdamW', lr=..., weight_decay=...))`;
             any optimizer in mmengine's OPTIMIZERS (all of torch's).
         paramwise_cfg: `dict(layer_decay=0.75)`: rate of a layer over that of the next; None or 1
-            for equal rates.
+            for equal rates. `atom_lr_mult` and `coef_lr_mult` multiply the rates of atoms and of
+            coefficients (and their MLP).
 
     Raises:
-        ValueError: an unknown key in `paramwise_cfg`, no `lr`, a decay outside (0, 1], or a
-            trainable parameter that is in no group or in two.
+        ValueError: an unknown key in `paramwise_cfg`, no `lr`, a decay outside (0, 1], a multiplier
+            that is not positive, or a trainable parameter that is in no group or in two.
     """
 
     def _validate_cfg(self) -> None:
-        unknown = set(self.paramwise_cfg) - {'layer_decay'}
+        known = ('layer_decay', 'atom_lr_mult', 'coef_lr_mult')
+        unknown = set(self.paramwise_cfg) - set(known)
         if unknown:
             raise ValueError(
-                f'optim_wrapper.paramwise_cfg: unknown {sorted(unknown)}; expected layer_decay '
-                f'only (or another constructor than {type(self).__name__}).'
+                f'optim_wrapper.paramwise_cfg: unknown {sorted(unknown)}; expected {", ".join(known)} '
+                f'(or another constructor than {type(self).__name__}).'
+            )
+        self.multipliers = [self.paramwise_cfg.get(key, 1.0) for key in known[1:]]
+        if not all(multiplier > 0 for multiplier in self.multipliers):
+            raise ValueError(
+                f'optim_wrapper.paramwise_cfg: {known[1]} and {known[2]} are {self.multipliers}; '
+                'expected positive numbers.'
             )
         decay = self.paramwise_cfg.get('layer_decay')
         self.layer_decay = 1.0 if decay is None else decay
@@ -99,10 +110,20 @@ class LayerDecayOptimWrapperConstructor(DefaultOptimWrapperConstructor):
         weight_decay = self.base_wd or 0.0
         merged: dict[tuple[float, float], _Group] = {}
 
+        multiplier = {
+            id(param): of_kind
+            for kinds, of_kind in zip(_KINDS, self.multipliers, strict=True)
+            for module in model.modules()
+            if isinstance(module, kinds)
+            for param in module.parameters()
+        }
+
         def add(params: list[nn.Parameter], lr_scale: float, decay: float) -> None:
-            group = merged.setdefault((lr_scale, decay), _Group(lr_scale, decay))
-            group.params.extend(params)
-            group.names.extend(names[id(p)] for p in params)
+            for param in params:
+                scale = lr_scale * multiplier.get(id(param), 1.0)
+                group = merged.setdefault((scale, decay), _Group(scale, decay))
+                group.params.append(param)
+                group.names.append(names[id(param)])
 
         for module in _grouped_modules(model):
             # timm gives the last layer the full rate, which here belongs to the heads
@@ -123,7 +144,9 @@ class LayerDecayOptimWrapperConstructor(DefaultOptimWrapperConstructor):
 
         self._check(model, merged.values())
         # the full rate first, then downwards; decayed before not decayed
-        return sorted(merged.values(), key=lambda g: (-g.lr_scale, -g.weight_decay))
+        return sorted(
+            merged.values(), key=lambda g: (g.lr_scale != 1, -g.lr_scale, -g.weight_decay)
+        )
 
     @staticmethod
     def _check(model: nn.Module, groups: Iterable[_Group]) -> None:

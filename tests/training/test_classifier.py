@@ -261,3 +261,18 @@ def test_missing_folder_of_a_compressed_model(compressed: Path) -> None:
     model = MODELS.build(dict(cfg, model_name=f'local-dir:{compressed}', init_from=str(compressed)))
     with pytest.raises(FileNotFoundError, match=r'neither model\.safetensors nor .*compress`'):
         model.init_weights()
+
+
+def test_penalties_are_terms_of_the_loss(tiny: Tiny) -> None:
+    cfg = tiny(model_name='vit_tiny_masa_s2')
+    torch.manual_seed(0)
+    model = MODELS.build({**cfg, 'penalties': {'coefficient_l1': 0.5, 'atom_correlation': 2.0}})
+    data = model.data_preprocessor(batch())
+    out = model(**data, mode='loss')
+    rows = torch.cat([r for b in model.model.blocks for r in b.attn.coef.values().values()])
+    torch.testing.assert_close(out['loss_coefficient_l1'], 0.5 * rows.abs().mean())
+    total, _ = model.parse_losses(out)
+    terms = out['loss'] + out['loss_coefficient_l1'] + out['loss_atom_correlation']
+    torch.testing.assert_close(total, terms)
+    with pytest.raises(ValueError, match=r"penalties has \['l2'\], expected coefficient_l1"):
+        MODELS.build({**cfg, 'penalties': {'l2': 1.0}})

@@ -3,6 +3,7 @@
 import logging
 
 import pytest
+import timm
 import torch
 import toy
 from mmengine.optim import build_optim_wrapper
@@ -138,3 +139,19 @@ def test_bfloat16_wrapper_casts_the_forward_only():
     wrapper.update_params(out.float().sum())
     assert model.weight.dtype == torch.float32
     assert not torch.equal(before, model.weight)
+
+
+def test_multipliers_of_atoms_and_coefficients():
+    model = timm.create_model('vit_tiny_masa_s2', depth=2, coefficients='mlp')
+    of = settings(model, build(model, atom_lr_mult=0.5, coef_lr_mult=10))
+    assert of['blocks.attn_banks.q.atoms'] == (0.5e-2, 0.05)
+    assert of['blocks.1.attn.coef.embedding'] == of['blocks.attn_generator.bias1'] == (0.1, 0.0)
+    assert of['blocks.1.mlp.fc1.weight'] == (1e-2, 0.05)
+
+
+def test_the_group_of_the_full_rate_is_logged_first():
+    model = timm.create_model('vit_tiny_masa_s2', depth=2)
+    wrapper = build(model, coef_lr_mult=10)
+    assert wrapper.optimizer.param_groups[0]['lr'] == 1e-2
+    with pytest.raises(ValueError, match='expected positive numbers'):
+        build(model, atom_lr_mult=0)
