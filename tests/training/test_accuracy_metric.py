@@ -35,6 +35,8 @@ def test_equals_sklearn() -> None:
         expected = 100 * top_k_accuracy_score(targets.numpy(), logits.numpy(), k=k)
         assert metrics[f'accuracy/top{k}'] == pytest.approx(expected, abs=1e-9)
     assert metrics['accuracy/num_samples'] == 50
+    nll = torch.nn.functional.cross_entropy(logits, targets)
+    assert metrics['accuracy/nll'] == pytest.approx(nll.item(), rel=1e-5)
 
 
 def test_constant_logits_are_no_success() -> None:
@@ -56,7 +58,8 @@ def test_skipped_images_do_not_count() -> None:
 
 def test_k_beyond_the_classes_is_left_out() -> None:
     logits, targets = data(classes=4)
-    assert set(evaluate(logits, targets)) == {'accuracy/top1', 'accuracy/num_samples'}
+    names = {'accuracy/top1', 'accuracy/nll', 'accuracy/num_samples'}
+    assert set(evaluate(logits, targets)) == names
 
 
 @pytest.mark.parametrize('topk', [0, (), (1, -1)])

@@ -41,7 +41,7 @@ class SummaryHook(Hook):
     if it is one).
 
     The history travels in the checkpoints, so the summary of a resumed run covers all of it.
-    A metric with 'loss' or 'error' in its name is best when least, any other when greatest.
+    A metric with 'loss', 'nll' or 'error' in its name is best when least, any other when greatest.
     """
 
     priority = 'LOW'  # before the checkpoint, which carries the history
@@ -150,7 +150,7 @@ def _last_and_best(history: list[dict[str, Any]]) -> dict[str, dict[str, float]]
         for name, value in record.get('metrics', {}).items():
             entry = metrics.setdefault(name, {'best': value, 'best_epoch': record['epoch']})
             entry['last'] = value
-            less = 'loss' in name.lower() or 'error' in name.lower()
+            less = any(word in name.lower() for word in ('loss', 'nll', 'error'))
             if value < entry['best'] if less else value > entry['best']:
                 entry.update(best=value, best_epoch=record['epoch'])
     return metrics
