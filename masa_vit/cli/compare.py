@@ -1,24 +1,36 @@
-"""`masa-vit compare`: train several configs and print a table."""
+"""`masa-vit compare`: train several configs, or a table of rows and seeds, and compare them."""
 
 from __future__ import annotations
 
 import argparse
+import sys
+from pathlib import Path
 
 from masa_vit.cli.config_arguments import add_training
 from masa_vit.training.comparison import compare
+from masa_vit.training.run_table import is_table, load_table, train_runs
 from masa_vit.training.stopping import exit_code_when_stopped
+from masa_vit.training.table_report import FILES, markdown, write_report
+from masa_vit.utils.arguments import positive_int
+from masa_vit.utils.config_paths import resolve_config
 
 EXAMPLES = """examples:
   masa-vit compare masa_vit::cls/vit_tiny_masa_s4_digits.py masa_vit::cls/vit_tiny_dense_digits.py
-  masa-vit compare a.py b.py --work-dir work_dirs/pair --resume"""
+  masa-vit compare a.py b.py --work-dir work_dirs/pair --resume
+  masa-vit compare table.py --work-dir work_dirs/table --jobs 2   # rows x seeds; again to continue"""
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the arguments of `masa-vit compare`."""
-    parser.add_argument('configs', nargs='+', metavar='CONFIG', help='two or more configs')
+    parser.add_argument(
+        'configs', nargs='+', metavar='CONFIG', help='two or more configs, or a table of runs'
+    )
     parser.add_argument('--work-dir', help='outputs (default: work_dirs/compare_<time>)')
     parser.add_argument(
         '--resume', action='store_true', help='skip finished trainings, go on with the others'
+    )
+    parser.add_argument(
+        '--jobs', type=positive_int, default=1, help='runs of a table at a time (default: 1)'
     )
     add_training(parser)
 
@@ -26,6 +38,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 @exit_code_when_stopped
 def run(args: argparse.Namespace) -> int:
     """Run `masa-vit compare`."""
+    if len(args.configs) == 1 and is_table(args.configs[0]):
+        return _run_table(args)
     compare(
         args.configs,
         args.work_dir,
@@ -36,3 +50,26 @@ def run(args: argparse.Namespace) -> int:
         cfg_options=args.cfg_options,
     )
     return 0
+
+
+def _run_table(args: argparse.Namespace) -> int:
+    used = {'--amp': args.amp, '--seed': args.seed is not None, '--cfg-options': args.cfg_options}
+    if given := [
+        name for name, value in {**used, '--auto-scale-lr': args.auto_scale_lr}.items() if value
+    ]:
+        raise ValueError(f'{", ".join(given)} with a table: put them into its base or rows')
+    file = resolve_config(args.configs[0])
+    folder = Path(args.work_dir or f'work_dirs/{file.stem}').resolve()
+    table = load_table(file)
+    runs = table.runs(folder)
+    for row in table.rows:
+        print(f'{row.name}: {row.parameters.total:,} parameters. {row.match}'.rstrip())
+    failed = train_runs(runs, args.jobs)
+    records = write_report(table, runs, folder)
+    print(markdown(table, records))
+    print(f'{", ".join(FILES)} in {folder}')
+    for run, output in failed.items():
+        print(
+            f'\n{run.row.name}, seed {run.seed} failed ({run.folder}):\n{output}', file=sys.stderr
+        )
+    return 1 if failed else 0
