@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import inspect
 import json
+import re
 from pathlib import Path
 
 import numpy as np
@@ -17,6 +18,7 @@ from mmengine.registry import DATA_SAMPLERS, DATASETS, FUNCTIONS, HOOKS, MODELS,
 from masa_vit.inspection import count_parameters
 from masa_vit.training import ImageDataset, load_config
 from masa_vit.training import test as evaluate
+from masa_vit.training.run_table import is_table, load_table
 
 ROOT = Path(__file__).parents[1] / 'configs'
 CONFIGS = {path.stem: path for path in sorted((ROOT / 'cls').glob('*.py'))}
@@ -74,6 +76,16 @@ def meta_model(cfg: Config) -> torch.nn.Module:
 
 def dataset_name(name: str) -> str:
     return next((d for d in sorted(SIDES, key=len, reverse=True) if name.endswith(d)), 'other')
+
+
+@pytest.mark.parametrize('path', sorted((ROOT / 'studies').glob('*.py')), ids=lambda p: p.stem)
+def test_studies(path: Path) -> None:
+    if not is_table(path):
+        assert load_config(path).train_cfg.max_epochs == 15
+        return
+    for row in load_table(path).rows:
+        if row.match:
+            assert abs(float(re.search(r': ([-+.0-9]+)%', row.match)[1])) < 5
 
 
 @pytest.mark.parametrize('name', CONFIGS)

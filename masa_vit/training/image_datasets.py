@@ -174,6 +174,7 @@ class ImageFolder(ImageDataset):
             one, and workers that are not persistent have a new one every epoch.
         cache: keep decoded images in memory, those of a worker in that worker. For small images
             (CIFAR: 150 MB a worker), whose decoding costs more than all the rest of loading.
+        images_per_class: use only the first so many images of each class, in the order of their paths.
         hint: where to get the data; part of the message when the folder is missing.
     """
 
@@ -191,11 +192,15 @@ class ImageFolder(ImageDataset):
         classes: Sequence[str] | None = None,
         on_error: str = 'raise',
         cache: bool = False,
+        images_per_class: int | None = None,
         hint: str = '',
     ):
         if on_error not in ('raise', 'skip'):
             raise ValueError(f"on_error expects 'raise' or 'skip', got {on_error!r}")
+        if images_per_class is not None and images_per_class < 1:
+            raise ValueError(f'images_per_class expects 1 or more, got {images_per_class!r}')
         self.on_error = on_error
+        self.images_per_class = images_per_class
         self._advice = f'{self.how_to_get}\n{hint}'.rstrip()
         self._cache: dict[int, np.ndarray] | None = {} if cache else None
         self.root = Path(data_root).expanduser() / split
@@ -225,6 +230,7 @@ class ImageFolder(ImageDataset):
         others: list[Path] = []
         for target, name in enumerate(names):
             images, foreign = list_folder(self.root / name)
+            images = images[: self.images_per_class]
             paths += map(str, images)
             targets += [target] * len(images)
             others += foreign

@@ -218,7 +218,8 @@ def _start(run: Run, jobs: int) -> subprocess.Popen[bytes]:
     run.folder.mkdir(parents=True, exist_ok=True)
     config = run.folder.parent / f'{run.row.name}.py'
     run.row.config.dump(str(config))
-    threads = max(1, (os.cpu_count() or 1) // jobs)
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, 'sched_getaffinity') else os.cpu_count()
+    threads = max(1, (cores or 1) // jobs)
     command = [sys.executable, '-m', 'masa_vit.cli', 'train', str(config)]
     command += ['--work-dir', str(run.folder), '--seed', str(run.seed), '--resume']
     with (run.folder / OUTPUT).open('ab') as output:
@@ -226,7 +227,7 @@ def _start(run: Run, jobs: int) -> subprocess.Popen[bytes]:
             command,
             stdout=output,
             stderr=subprocess.STDOUT,
-            env={**os.environ, 'OMP_NUM_THREADS': str(threads)},
+            env={'OMP_NUM_THREADS': str(threads), **os.environ},
             start_new_session=True,  # Ctrl-C reaches this process alone, which passes it on
         )
 

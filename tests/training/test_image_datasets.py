@@ -53,6 +53,14 @@ def test_image_folder(image_root: Path) -> None:
     assert set(np.bincount(data.targets)) == {8}
 
 
+def test_a_part_of_every_class(image_root: Path) -> None:
+    data = build(image_root, images_per_class=3)
+    assert np.bincount(data.targets).tolist() == [3, 3, 3]
+    assert data.paths[:3] == build(image_root).paths[:3]
+    with pytest.raises(ValueError, match='images_per_class expects 1 or more, got 0'):
+        build(image_root, images_per_class=0)
+
+
 def test_cache_reads_once_and_keeps_its_images(image_root: Path) -> None:
     data = build(image_root, cache=True)
     first = data.load(0)
