@@ -5,7 +5,10 @@ from __future__ import annotations
 import argparse
 import ast
 import json
+import logging
 import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import fields
 from pathlib import Path
 from typing import Any
@@ -13,14 +16,11 @@ from typing import Any
 from torch import nn
 
 from masa_vit.compression import error_report as reporting
-from masa_vit.compression.accuracy import Accuracy, top1_accuracy, without_residual
-from masa_vit.compression.alignment import MODES
-from masa_vit.compression.allocation import ALLOCATIONS
-from masa_vit.compression.image_data import Data, folder_data
-from masa_vit.compression.metric import WEIGHTINGS, collect_statistics
-from masa_vit.compression.options import GROUPINGS, CompressionOptions
+from masa_vit.compression.building import without_residual
+from masa_vit.compression.image_data import Accuracy, Data, folder_data, top1_accuracy
+from masa_vit.compression.metric import collect_statistics
+from masa_vit.compression.options import CompressionOptions
 from masa_vit.compression.pipeline import compress_with_record
-from masa_vit.compression.progress import LOGGER, shown
 from masa_vit.export.hub_folder import FILES, export_hub
 from masa_vit.models.sources import add_source_arguments, load_named
 from masa_vit.utils.arguments import positive_int, require
@@ -35,6 +35,8 @@ EXAMPLES = """examples:
 
 REPORT, PICTURE = 'report.json', 'report.png'
 
+_logger = logging.getLogger('masa_vit.compression')
+
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the arguments of `masa-vit compress`."""
@@ -46,35 +48,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument('--force', action='store_true', help='replace files that exist')
     how = parser.add_argument_group('how', 'the defaults are plain Matrix PCA')
-    how.add_argument(
-        '--num-atoms', type=_number_or_auto, default=4, metavar='S|auto', help='of each dictionary'
-    )
-    how.add_argument('--projections', default='qkvo', help='those that share (default: qkvo)')
-    how.add_argument(
-        '--groups',
-        type=_groups,
-        metavar='HOW|LISTS',
-        help=f'a dictionary for each group of layers: {", ".join(GROUPINGS)}, or [[0,1],[2,3]]',
-    )
-    how.add_argument('--num-groups', type=int, metavar='N', help='to find (default: 3)')
-    how.add_argument('--align', choices=MODES, help='change heads, not the function, to fit better')
-    how.add_argument(
-        '--weighting', choices=WEIGHTINGS, default='none', help='what an error is weighed by'
-    )
-    how.add_argument(
-        '--residual-rank',
-        type=_rank,
-        default=0,
-        metavar='K|HOW',
-        help=f"rank of a part that is each layer's own, or, with --budget, {' or '.join(ALLOCATIONS)}",
-    )
-    how.add_argument(
-        '--budget',
-        type=float,
-        metavar='SHARE|COUNT',
-        help="share of the attention's weights to keep, or parameters of the whole model",
-    )
-    how.add_argument('--sweeps', type=int, metavar='N', help='of atoms and residual in turn')
+    for option in fields(CompressionOptions):
+        how.add_argument(
+            f'--{option.name.replace("_", "-")}',
+            type=_PARSERS.get(option.name, str),
+            default=option.default,
+            **option.metadata,
+        )
     data = parser.add_argument_group(
         'images', 'from the config of a training run, else from folders'
     )
@@ -129,7 +109,7 @@ def run(args: argparse.Namespace) -> int:
     )
     model = load_named(args, load_classifier).eval().to(args.device)
     data = load_data(args, model)
-    with shown():
+    with _progress():
         report = _compress(args, model, options, data)
     _print(report, args.out)
     return 0
@@ -138,7 +118,7 @@ def run(args: argparse.Namespace) -> int:
 def _compress(
     args: argparse.Namespace, model: nn.Module, options: CompressionOptions, data: Data
 ) -> reporting.Report:
-    """Compress a model, measure what came out, and write both."""
+    """Compress a model, measure the result, and write both."""
     compression = compress_with_record(model, options, data.calibration)
     top1 = {}
     if data.validation is not None:
@@ -146,17 +126,38 @@ def _compress(
         if any(map(any, compression.solution.sharing.ranks.values())):
             measured['without residual'] = without_residual(compression.model)
         for name, candidate in measured.items():
-            LOGGER.info('taking top-1: %s', name)
+            _logger.info('measuring top-1: %s', name)
             top1[name] = top1_accuracy(candidate, data.validation())
     statistics = compression.statistics
     if statistics is None and data.calibration:
-        LOGGER.info('running the calibration images, for the errors of the outputs')
+        _logger.info('running the calibration images, for the errors of the outputs')
         statistics = collect_statistics(compression.dense, data.calibration)
     report = reporting.make_report(compression, top1, not args.no_control, statistics)
-    LOGGER.info('writing and checking the model')
+    _logger.info('writing and checking the model')
     export_hub(compression.model, args.out, force=args.force)
     _write_report(report, args.out, args.force)
     return report
+
+
+@contextmanager
+def _progress() -> Iterator[None]:
+    """Print the log messages of the package to stderr, with a spinner on a terminal."""
+    from rich.console import Console
+
+    console = Console(stderr=True, highlight=False, markup=False, soft_wrap=True)
+    handler = logging.Handler()
+    handler.emit = lambda record: console.print(record.getMessage())  # type: ignore[method-assign]
+    level, propagate = _logger.level, _logger.propagate
+    _logger.addHandler(handler)
+    _logger.setLevel(logging.INFO)
+    _logger.propagate = False  # a handler of the root logger would repeat every line
+    try:
+        with console.status('compressing'):
+            yield
+    finally:
+        _logger.removeHandler(handler)
+        _logger.setLevel(level)
+        _logger.propagate = propagate
 
 
 def _add_tuned(folder: Path, work_dir: Path, epochs: list[int]) -> int:
@@ -227,32 +228,19 @@ def _print(report: reporting.Report, out: Path) -> None:
     )
 
 
-def _number_or_auto(text: str) -> int | str:
-    if text == 'auto':
-        return text
-    try:
-        return positive_int(text)
-    except argparse.ArgumentTypeError as error:
-        raise argparse.ArgumentTypeError(f"{error} or 'auto'") from None
-
-
-def _rank(text: str) -> int | str:
-    if text in ALLOCATIONS:
-        return text
-    try:
-        return int(text)
-    except ValueError:
-        raise argparse.ArgumentTypeError(
-            f'{text!r}: expected a rank, {" or ".join(ALLOCATIONS)}'
-        ) from None
-
-
-def _groups(text: str) -> Any:
-    if text in GROUPINGS:
-        return text
+def _literal(text: str) -> Any:
+    """Parse a number or lists; other text is the name of a method."""
     try:
         return ast.literal_eval(text)
     except (ValueError, SyntaxError):
-        raise argparse.ArgumentTypeError(
-            f'{text!r}: expected one of {", ".join(GROUPINGS)}, or lists such as [[0,1],[2,3]]'
-        ) from None
+        return text
+
+
+_PARSERS: dict[str, Callable[[str], Any]] = {
+    'num_atoms': _literal,
+    'groups': _literal,
+    'num_groups': int,
+    'residual_rank': _literal,
+    'budget': float,
+    'sweeps': int,
+}

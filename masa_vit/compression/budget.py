@@ -1,136 +1,84 @@
-"""Split a budget between atoms and residuals."""
+"""Count the parameters of atoms and residuals, and spend a budget of them on ranks."""
 
 from __future__ import annotations
 
-import logging
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
+from typing import NamedTuple
 
-from masa_vit.compression.allocation import Ranks
+import torch
+
+from masa_vit.compression.fit import spectra
 from masa_vit.compression.metric import Metric
-from masa_vit.compression.solver import Problem, Solution, numbers_of_groups
 from masa_vit.compression.source_weights import Weights
 
-_logger = logging.getLogger(__name__)
+ALLOCATIONS = ('energy', 'uniform')
+"""Ways to spend a budget on the ranks of residuals."""
+
+_ROUNDING = 1e-12
+"""Energies below this share of the largest are rounding: no rank is spent on them."""
+
+Groups = Sequence[Sequence[int]]
 
 
-def solve_budget(
-    weights: Weights,
-    groups: list[list[int]],
-    numbers: int,
-    num_atoms: int | Sequence[int] | None,
-    allocation: str,
-    metrics: Mapping[str, Metric] | None,
-    sweeps: int,
-) -> Solution:
-    """Find atoms and residuals of at most `numbers` parameters with the least cost.
+class Ranks(NamedTuple):
+    """Ranks to be found: as many as `numbers` parameters allow."""
 
-    Every number of atoms is tried for one sweep, until more of them have lost more twice in a row; the
-    best one is refined.
-
-    Args:
-        weights: Of the projections that share.
-        groups: Of layers.
-        numbers: Parameters that atoms, coefficients and residuals may have.
-        num_atoms: S; None: the best one is searched.
-        allocation: Of the ranks; see `allocate`.
-        metrics: Cost of an error.
-        sweeps: See `solve`.
-
-    Raises:
-        ValueError: If one atom for each group and projection costs more than that.
-    """
-    largest = max(len(group) for group in groups)
-    candidates: Sequence[int | Sequence[int]]
-    candidates = range(1, largest + 1) if num_atoms is None else [num_atoms]
-    problems: list[Problem] = []
-    costs: list[float] = []
-    for number in candidates:
-        left = numbers - price_of_atoms(weights, groups, number)
-        if left < 0:
-            break
-        _logger.info('fitting %s, and residuals of what is left', _called(number))
-        ranks = Ranks(allocation, left)
-        of_group = numbers_of_groups(weights, groups, number)
-        problem = Problem(weights, groups, of_group, ranks, metrics or {})
-        if sweeps > 1:
-            problem = problem.better_start()
-        else:
-            problem.sweep()
-        problems.append(problem)
-        costs.append(problem.cost)
-        _logger.info('%s: %.2f %% of the energy is lost', _called(number), 100 * costs[-1])
-        if len(costs) >= 3 and costs[-3] < costs[-2] < costs[-1]:
-            break
-    if not problems:
-        raise _too_small(weights, groups, numbers, candidates[0])
-    best = costs.index(min(costs))
-    if sweeps > 1:
-        _logger.info(
-            'refining the fit of %s, %d more sweeps', _called(candidates[best]), sweeps - 1
-        )
-    return problems[best].refine(sweeps - 1)
+    allocation: str
+    numbers: int
 
 
-def _called(num_atoms: int | Sequence[int]) -> str:
-    """For the user."""
-    return f'{num_atoms} atom{"" if num_atoms == 1 else "s"} for each group and projection'
+def numbers_of_groups(groups: Groups, num_atoms: int | Sequence[int]) -> list[int]:
+    """Return S of each group, at most its number of layers."""
+    of_group = [num_atoms] * len(groups) if isinstance(num_atoms, int) else num_atoms
+    return [min(number, len(group)) for number, group in zip(of_group, groups, strict=True)]
 
 
-def most_atoms(weights: Weights, groups: Sequence[Sequence[int]], numbers: int) -> int:
-    """The most atoms that `numbers` parameters pay for, alike in all groups and projections.
+def atom_parameters(weights: Weights, groups: Groups, num_atoms: int | Sequence[int]) -> int:
+    """Count the parameters of S atoms for each group and projection, and of their coefficients."""
+    return sum(
+        number * (rows[0].numel() + len(group))
+        for rows in weights.values()
+        for number, group in zip(numbers_of_groups(groups, num_atoms), groups, strict=True)
+    )
+
+
+def residual_parameters(weights: Weights, ranks: Mapping[str, Sequence[int]]) -> int:
+    """Count the parameters of residuals with rank k for each projection and layer."""
+    return sum(sum(of_name) * sum(weights[name][0].shape) for name, of_name in ranks.items())
+
+
+def most_atoms(weights: Weights, groups: Groups, numbers: int) -> int:
+    """Return the largest S of all groups and projections within a number of parameters.
 
     Raises:
-        ValueError: If they do not pay for one.
+        ValueError: If one atom exceeds it.
     """
-    fitting = [
-        number
-        for number in range(1, max(map(len, groups)) + 1)
-        if price_of_atoms(weights, groups, number) <= numbers
-    ]
+    candidates = range(1, max(map(len, groups)) + 1)
+    fitting = [s for s in candidates if atom_parameters(weights, groups, s) <= numbers]
     if not fitting:
-        raise _too_small(weights, groups, numbers, 1)
+        raise too_small(weights, groups, numbers, 1)
     return fitting[-1]
 
 
-def _too_small(
-    weights: Weights,
-    groups: Sequence[Sequence[int]],
-    numbers: int,
-    number: int | Sequence[int],
+def too_small(
+    weights: Weights, groups: Groups, numbers: int, num_atoms: int | Sequence[int]
 ) -> ValueError:
+    """Return the error for a budget below the parameters of some atoms."""
     return ValueError(
         f'the budget leaves {numbers:,} parameters for the projections {"".join(weights)!r}, and '
-        f'{number} atom(s) for each of {len(groups)} groups of layers cost '
-        f'{price_of_atoms(weights, groups, number):,}: raise the budget, or use fewer groups'
+        f'{num_atoms} atom(s) for each of {len(groups)} groups of layers need '
+        f'{atom_parameters(weights, groups, num_atoms):,}: raise the budget, or use fewer groups'
     )
 
 
-def price_of_atoms(
-    weights: Weights, groups: Sequence[Sequence[int]], num_atoms: int | Sequence[int]
-) -> int:
-    """Parameters of S atoms for each group and projection, and of their coefficients."""
-    return sum(
-        number * (weights[name][0].numel() + len(group))
-        for name, numbers in numbers_of_groups(weights, groups, num_atoms).items()
-        for number, group in zip(numbers, groups, strict=True)
-    )
-
-
-def price_of_residuals(weights: Weights, ranks: Mapping[str, Sequence[int]]) -> int:
-    """Parameters of residuals, of which `ranks` names k of each layer."""
-    return sum(
-        rank * sum(weights[name][0].shape) for name, of_name in ranks.items() for rank in of_name
-    )
-
-
-def check_price(
+def check_saves(
     weights: Weights,
-    groups: Sequence[Sequence[int]],
+    groups: Groups,
     num_atoms: int | Sequence[int],
     ranks: Mapping[str, Sequence[int]],
 ) -> None:
-    """Refuse atoms and residuals that have as many parameters as the weights, or more."""
-    total = price_of_residuals(weights, ranks) + price_of_atoms(weights, groups, num_atoms)
+    """Raise ValueError if atoms and residuals have as many parameters as the weights, or more."""
+    total = residual_parameters(weights, ranks) + atom_parameters(weights, groups, num_atoms)
     dense = sum(row.numel() for rows in weights.values() for row in rows)
     if total >= dense:
         shown = sorted({rank for of_name in ranks.values() for rank in of_name})
@@ -139,3 +87,51 @@ def check_price(
             f'num_atoms={num_atoms}{residuals} need {total:,} parameters for the projections '
             f'{", ".join(weights)}, which have {dense:,}: nothing is saved'
         )
+
+
+def allocate(
+    weights: Mapping[str, torch.Tensor],
+    metrics: Mapping[str, Metric],
+    ranks: Ranks,
+    exact: Mapping[str, Collection[int]] | None = None,
+) -> dict[str, list[int]]:
+    """Allocate ranks within one budget.
+
+    A rank has (out + in) parameters. 'energy': the largest singular values per parameter first;
+    'uniform': every weight gets the same. No weight gets more than its dense form has.
+
+    Args:
+        weights: To be approximated by the residuals, (L, out, in).
+        metrics: Cost of an error.
+        ranks: The allocation and the number of parameters.
+        exact: Projection -> layers that need no residual.
+    """
+    exact = exact or {}
+    depth = len(next(iter(weights.values())))
+    sizes = {name: sum(weight.shape[1:]) for name, weight in weights.items()}
+    most = {name: weight[0].numel() // sizes[name] for name, weight in weights.items()}
+    takers = [
+        (n, layer) for n in weights for layer in range(depth) if layer not in exact.get(n, ())
+    ]
+    found = {name: [0] * depth for name in weights}
+    if ranks.allocation == 'uniform':
+        rank = ranks.numbers // max(sum(sizes[name] for name, _ in takers), 1)
+        for name, layer in takers:
+            found[name][layer] = min(rank, most[name])
+        return found
+    energies = {
+        name: spectra(weight, metrics.get(name)).square() / sizes[name]  # (L, min(out, in))
+        for name, weight in weights.items()
+    }
+    gains = sorted(
+        (-gain, name, layer)
+        for name, layer in takers
+        for gain in energies[name][layer, : most[name]].tolist()
+    )
+    left = ranks.numbers
+    for gain, name, layer in gains:
+        if sizes[name] > left or gain > _ROUNDING * gains[0][0]:
+            break
+        found[name][layer] += 1
+        left -= sizes[name]
+    return found

@@ -1,4 +1,4 @@
-"""Make the MASA model out of a dense one and what was fitted to its weights."""
+"""Build the MASA model from a dense one and the fit of its weights."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from masa_vit.models.sharing_args import LAYOUT, PROJECTIONS, shortest
 from masa_vit.models.vision_transformer_masa import MasaVisionTransformer
 
 _SOURCES = ('url', 'file', 'state_dict', 'hf_hub_id', 'hf_hub_filename', 'source')
-"""Where timm's `pretrained_cfg` says that the weights come from."""
+"""Keys of timm's `pretrained_cfg` for the source of the weights."""
 
 
 def check_model(model: nn.Module) -> None:
@@ -42,7 +42,7 @@ def build(model: Any, solution: Solution) -> MasaVisionTransformer:
     """Copy `model` as a MASA model with the fitted atoms, coefficients and residuals."""
     args = sharing_args(solution)
     names = args['projections']
-    # The weights that atoms will replace are not copied: memory, and time.
+    # the weights that atoms replace are not copied
     memo: dict[int, Any] = {}
     for block in model.blocks:
         for path, module in block.named_modules():
@@ -56,7 +56,7 @@ def build(model: Any, solution: Solution) -> MasaVisionTransformer:
 
 
 def sharing_args(solution: Solution) -> dict[str, Any]:
-    """The arguments of `MasaVisionTransformer` that say what is shared, as short as they can be."""
+    """Return the arguments of `MasaVisionTransformer` for the sharing, in their shortest form."""
     groups, num_atoms, ranks = solution.sharing
     args: dict[str, Any] = {
         'num_atoms': shortest(num_atoms),
@@ -69,12 +69,22 @@ def sharing_args(solution: Solution) -> dict[str, Any]:
 
 
 def _rename(masa: Any, model: Any, args: dict[str, Any]) -> None:
-    """Make the records from which timm creates the model again those of the MASA model."""
+    """Write the records from which timm creates the MASA model again."""
     if not getattr(model, 'pretrained_cfg', None):
         return
     architecture, args = masa_record(model, args)
-    # The place where the dense weights can be had is not the place of these.
+    # the source of the dense weights does not have these
     cfg = {k: None if k in _SOURCES else v for k, v in model.pretrained_cfg.items()}
     masa.pretrained_cfg = masa.default_cfg = {**cfg, 'architecture': architecture}
     kept = {k: v for k, v in getattr(model, '_model_args', {}).items() if k not in vit_args(model)}
     masa._model_args = {**kept, **args}
+
+
+def without_residual(model: nn.Module) -> nn.Module:
+    """Return a copy of a compressed model with its atoms alone."""
+    model = copy.deepcopy(model)
+    for layer in model.modules():
+        if isinstance(layer, SharedLinear):
+            for name in layer.ranks:
+                nn.init.zeros_(layer.get_parameter(f'up_{name}'))
+    return model

@@ -1,4 +1,4 @@
-"""Fit atoms, coefficients and residuals of low rank to the weights of one projection."""
+"""Fit atoms, coefficients and low-rank residuals to the weights of one projection."""
 
 from __future__ import annotations
 
@@ -32,16 +32,12 @@ class Fit(NamedTuple):
     residual: Pairs
 
     def shared(self) -> torch.Tensor:
-        """The part of the weights that comes from the atoms, (L, out, in)."""
+        """Return the part of the weights from the atoms, (L, out, in)."""
         return compose(self.coef.to(self.atoms.device), self.atoms.double())
 
-    def own(self) -> torch.Tensor:
-        """The part that is each layer's own, (L, out, in)."""
-        return torch.stack([up @ down for up, down in self.residual])
-
     def weights(self) -> torch.Tensor:
-        """The approximation of the weights, (L, out, in)."""
-        return self.shared() + self.own()
+        """Return the approximation of the weights, (L, out, in)."""
+        return self.shared() + torch.stack([up @ down for up, down in self.residual])
 
 
 def fit_atoms(
@@ -85,11 +81,11 @@ def fit_atoms(
 def scale_for_training(
     atoms: torch.Tensor, coef: torch.Tensor
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """Move the size of the weights from C into the atoms (in place); the weights stay.
+    """Move the scale of the weights from C into the atoms (in place); the weights stay.
 
-    The rows of C then have unit norm, in the root mean square, and atoms the size of weights, as they
-    have at the start of training: a step of Adam, whose size is that of the learning rate, would be a
-    large part of an orthonormal atom of a wide model (ours).
+    The rows of C then have unit norm in the root mean square, and atoms the scale of weights, as at the
+    start of training. A step of Adam has the size of the learning rate: a large part of an orthonormal
+    atom of a wide model (ours).
     """
     scale = coef.square().sum(1).mean().sqrt().item() or 1.0
     return atoms.mul_(scale), coef / scale
@@ -164,7 +160,7 @@ def _improve_atoms(
 
 
 def low_rank(weights: torch.Tensor, metric: Metric | None, ranks: Sequence[int]) -> Pairs:
-    """The best approximation of each weight by a product U V of given rank.
+    """Return the best approximation of each weight by a product U V of given rank.
 
     Truncated SVD of the whitened weight, taken back (the MASA paper's refinement, with our metric).
 

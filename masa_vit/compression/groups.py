@@ -1,130 +1,185 @@
 """Partition layers into groups that have a dictionary each.
 
-A partition is a list of groups, a group the ascending list of its layers; groups stand in the order
-of their first layers.
-
-Groups do not make Matrix PCA better for the same number of atoms: atoms that all layers may use
-capture at least as much as the same atoms shut up in groups. They keep what is shared local, and
-their coefficients few.
+A partition is a list of groups, a group the ascending list of its layers, in the order of their first
+layers. For the same number of atoms, groups do not make Matrix PCA better: atoms that all layers may
+use capture at least as much. They keep sharing local, and their coefficients few.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
+from masa_vit.compression.pca import gram_matrix
+from masa_vit.compression.source_weights import Weights
+from masa_vit.inspection.activations import evaluating
 from masa_vit.layers import check_groups
 
-__all__ = [
-    'cluster_groups',
-    'kl_groups',
-    'layer_similarity',
-    'optimal_groups',
-    'uniform_groups',
-]
+GROUPINGS = ('uniform', 'kl', 'optimal', 'spectral', 'hierarchical')
+"""Ways to find groups of layers."""
 
 Groups = list[list[int]]
 
 
-def uniform_groups(num_layers: int, num_groups: int) -> Groups:
-    """Cut the layers into runs whose sizes differ by one at most; the longer ones come first.
+def find_groups(
+    how: str,
+    num_groups: int,
+    model: nn.Module,
+    weights: Weights,
+    num_atoms: int,
+    batches: Iterable[Tensor] = (),
+) -> Groups:
+    """Find groups of layers.
 
     Args:
-        num_layers: L.
-        num_groups: 1 <= G <= L.
+        how: One of `GROUPINGS`.
+        num_groups: G, at most the number of layers.
+        model: For 'kl': a `VisionTransformer` with a head.
+        weights: Of the projections that share.
+        num_atoms: S, for 'optimal'.
+        batches: For 'kl': calibration images (B, C, H, W).
 
     Raises:
-        ValueError: For a number of groups out of range.
+        ValueError: If there are fewer layers than groups, no head or images for 'kl', or the layers do
+            not fall into as many clusters.
+        ImportError: If scikit-learn is missing, for clustering.
     """
-    _check_count(num_layers, num_groups)
+    depth = len(next(iter(weights.values())))
+    if num_groups > depth:
+        raise ValueError(f'num_groups={num_groups}: expected 1 to {depth}, the number of layers')
+    if how == 'uniform':
+        return uniform_groups(depth, num_groups)
+    if how == 'kl':
+        return kl_groups(logit_lens(model, batches), num_groups)
+    grams = torch.stack([gram_matrix(rows).cpu() for rows in weights.values()])
+    if how == 'optimal':
+        return optimal_groups(grams, num_groups, num_atoms)
+    return cluster_groups(grams, num_groups, how)
+
+
+def uniform_groups(num_layers: int, num_groups: int) -> Groups:
+    """Cut the layers into runs whose sizes differ by at most one; the longer ones come first."""
     size, longer = divmod(num_layers, num_groups)
-    starts = [index * size + min(index, longer) for index in range(num_groups)]
-    return _runs(starts, num_layers)
+    return _runs([g * size + min(g, longer) for g in range(num_groups)], num_layers)
 
 
 def kl_groups(distributions: Tensor, num_groups: int) -> Groups:
     """Cut the layers where the distributions of consecutive ones drift most, as the paper does.
 
-    The drift from layer l to l + 1 is the Kullback-Leibler divergence ``KL(p_l || p_{l+1})`` of their
-    logit-lens distributions. The paper says that groups are contiguous and drift little inside; its
-    algorithm is not known. Ours cuts at the G - 1 largest drifts, the earlier where they are equal.
+    The drift from layer l to l + 1 is ``KL(p_l || p_{l+1})`` of their logit-lens distributions. In the
+    paper groups are contiguous with small drift inside; its algorithm is not known. Ours cuts at the
+    G - 1 largest drifts, the earlier of equal ones.
 
     Args:
         distributions: (L, C), rows of probabilities; see `logit_lens`.
-        num_groups: 1 <= G <= L.
+        num_groups: G.
+    """
+    logs = distributions.clamp(min=1e-12).log()  # a large drift for a class without a chance
+    drift = (distributions[:-1] * (logs[:-1] - logs[1:])).sum(1)
+    cuts = drift.argsort(descending=True, stable=True)[: num_groups - 1]
+    return _runs([0, *sorted((cuts + 1).tolist())], len(distributions))
+
+
+@torch.no_grad()
+def logit_lens(model: Any, batches: Iterable[Tensor]) -> Tensor:
+    """Return the class distribution of every block's output, averaged over images: (L, C), float64.
+
+    The output of each block goes through the model's final norm, pooling and head; the softmax is
+    averaged over the images. The last row is the prediction of the model.
 
     Raises:
-        ValueError: For a number of groups out of range, or rows that are no distributions.
+        ValueError: If the model has no head, there are no images, or an output is not finite.
     """
-    probs = torch.as_tensor(distributions).detach().cpu().double()
-    if probs.ndim != 2 or not (probs >= 0).all() or not ((probs.sum(1) - 1).abs() < 1e-3).all():
+    if isinstance(model.head, nn.Identity):
         raise ValueError(
-            f'distributions of shape {tuple(probs.shape)}: expected (L, C), rows of probabilities '
-            'that sum to 1; give logits through softmax first'
+            "groups='kl' needs a model with a head (num_classes): choose another grouping, or lists"
         )
-    _check_count(len(probs), num_groups)
-    tiny = 1e-12  # a class that a later layer gives no chance is a large drift, not an infinite one
-    logs = probs.clamp(min=tiny).log()
-    drift = (probs[:-1] * (logs[:-1] - logs[1:])).sum(1)
-    cuts = drift.argsort(descending=True, stable=True)[: num_groups - 1]
-    return _runs([0, *sorted((cuts + 1).tolist())], len(probs))
+    total = torch.zeros(len(model.blocks), model.num_classes, dtype=torch.float64, device='cpu')
+    seen = 0
+
+    def add(index: int, output: Tensor) -> None:
+        logits = model.forward_head(model.norm(output))
+        total[index] += logits.cpu().double().softmax(-1).sum(0)
+
+    hooks = [
+        block.register_forward_hook(lambda _, __, output, index=index: add(index, output))
+        for index, block in enumerate(model.blocks)
+    ]
+    param = next(model.parameters())
+    try:
+        with evaluating(model):
+            for images in batches:
+                seen += len(images)
+                model(images.to(param))
+    finally:
+        for hook in hooks:
+            hook.remove()
+    if not seen:
+        raise ValueError('no calibration images: the batches are empty')
+    if bad := (~total.isfinite()).any(1).nonzero().flatten().tolist():
+        raise ValueError(f'blocks {bad} give values that are not finite for these images')
+    return total / seen
 
 
-def optimal_groups(grams: Any, num_groups: int, num_atoms: int) -> Groups:
+def optimal_groups(grams: Tensor, num_groups: int, num_atoms: int) -> Groups:
     """Cut the layers into the runs for which Matrix PCA loses least, exactly.
 
-    Dynamic programming over the sum of the eigenvalues that every run and projection discards. Runs
-    of at most `num_atoms` layers lose nothing. Of equal partitions, the one with the earlier cuts.
+    Dynamic programming over the sum of the eigenvalues that every run and projection discards. Of
+    equal partitions, the one with the earlier cuts.
 
     Args:
-        grams: Gram matrices (L, L) of the layers' weights, one per projection: a list, or a mapping.
-        num_groups: 1 <= G <= L.
+        grams: Gram matrices of the layers' weights, (projections, L, L).
+        num_groups: G.
         num_atoms: S of every group and projection.
-
-    Raises:
-        ValueError: For numbers out of range, or matrices that are no Gram matrices of one size.
     """
-    matrices = _check_grams(grams)
-    num_layers = len(matrices[0])
-    _check_count(num_layers, num_groups)
-    if num_atoms < 1:
-        raise ValueError(f'num_atoms={num_atoms}: expected at least 1')
-    return _best_runs(_losses(matrices, num_atoms), num_groups)
+    depth = grams.shape[-1]
+    losses = {}
+    for start in range(depth):
+        for stop in range(start + 1, depth + 1):
+            values = torch.linalg.eigvalsh(grams[:, start:stop, start:stop])  # ascending
+            lost = values[:, : max(0, stop - start - num_atoms)]
+            losses[start, stop] = float(lost.clamp(min=0).sum())
+    best: dict[int, tuple[float, list[int]]] = {0: (0.0, [])}  # layers covered -> loss, starts
+    for _ in range(num_groups):
+        longer: dict[int, tuple[float, list[int]]] = {}
+        for start, (lost_so_far, starts) in best.items():
+            for stop in range(start + 1, depth + 1):
+                way = (lost_so_far + losses[start, stop], [*starts, start])
+                longer[stop] = min(way, longer.get(stop, way))
+        best = longer
+    return _runs(best[depth][1], depth)
 
 
-def cluster_groups(grams: Any, num_groups: int, method: str = 'spectral') -> Groups:
-    """Cluster the layers by how alike their weights are; groups need not be contiguous.
+def cluster_groups(grams: Tensor, num_groups: int, method: str) -> Groups:
+    """Cluster the layers by the similarity of their weights; groups need not be contiguous.
 
-    Layers are alike by `layer_similarity`. The result depends on nothing drawn.
+    The similarity of two layers is the mean over projections of the absolute cosine of their weights,
+    since a coefficient can have either sign. The result is deterministic.
 
     Args:
         grams: As for `optimal_groups`.
-        num_groups: 1 <= G <= L.
+        num_groups: G.
         method: 'spectral' or 'hierarchical' (agglomerative, average linkage), of scikit-learn.
 
     Raises:
-        ValueError: For a number of groups or a method that there is not, Gram matrices as in
-            `optimal_groups`, and layers that do not fall into as many groups.
+        ValueError: If the layers do not fall into as many groups.
         ImportError: If scikit-learn is missing.
     """
-    similarity = layer_similarity(grams)
-    num_layers = len(similarity)
-    _check_count(num_layers, num_groups)
-    if method not in ('spectral', 'hierarchical'):
-        raise ValueError(f"method={method!r}: expected 'spectral' or 'hierarchical'")
-    if num_groups in (1, num_layers):
-        return uniform_groups(num_layers, num_groups)
+    norms = grams.diagonal(dim1=1, dim2=2).clamp(min=torch.finfo(grams.dtype).tiny).sqrt()
+    cosines = (grams / norms[:, :, None] / norms[:, None]).abs().mean(0)
+    similarity = cosines.clamp(max=1).fill_diagonal_(1)  # (L, L)
+    depth = len(similarity)
+    if num_groups in (1, depth):
+        return uniform_groups(depth, num_groups)
     try:
         from sklearn.cluster import AgglomerativeClustering, SpectralClustering
     except ImportError:
-        raise ImportError(
-            'clustering layers needs scikit-learn: pip install "masa-vit[train]"'
-        ) from None
+        raise ImportError('clustering needs scikit-learn: pip install "masa-vit[train]"') from None
     if method == 'spectral':
-        # Layers without anything in common would leave a graph in pieces.
+        # layers without similarity would leave a graph in pieces
         affinity = similarity.clamp(min=1e-9).numpy()
         cluster = SpectralClustering(
             num_groups, affinity='precomputed', assign_labels='cluster_qr', random_state=0
@@ -136,81 +191,12 @@ def cluster_groups(grams: Any, num_groups: int, method: str = 'spectral') -> Gro
     groups = [[i for i, own in enumerate(labels) if own == label] for label in set(labels)]
     if len(groups) < num_groups:
         raise ValueError(
-            f'the layers fall into {len(groups)} groups only, not {num_groups}: ask for fewer, or '
-            "method='hierarchical'"
+            f'the layers fall into {len(groups)} groups only, not {num_groups}: choose fewer, or '
+            "groups='hierarchical'"
         )
-    return check_groups(groups, num_layers)
-
-
-def layer_similarity(grams: Any) -> Tensor:
-    """Return how alike layers are: the mean over projections of the absolute cosine of their weights.
-
-    The sign does not matter, since a coefficient can have either.
-
-    Args:
-        grams: As for `optimal_groups`.
-
-    Returns:
-        (L, L), float64, 0 to 1, ones on the diagonal.
-
-    Raises:
-        ValueError: As `optimal_groups`.
-    """
-    matrices = _check_grams(grams)
-    total = torch.zeros_like(matrices[0])
-    for gram in matrices:
-        norms = gram.diagonal().clamp(min=torch.finfo(gram.dtype).tiny).sqrt()
-        total += (gram / norms / norms[:, None]).abs()
-    return (total / len(matrices)).clamp(max=1).fill_diagonal_(1)
-
-
-def _check_count(num_layers: int, num_groups: int) -> None:
-    if not 1 <= num_groups <= num_layers:
-        raise ValueError(
-            f'num_groups={num_groups}: expected 1 to {num_layers}, the number of layers'
-        )
-
-
-def _check_grams(grams: Any) -> list[Tensor]:
-    values = grams.values() if isinstance(grams, Mapping) else grams
-    matrices = [torch.as_tensor(gram).detach().cpu().double() for gram in values]
-    shapes = [tuple(gram.shape) for gram in matrices]
-    if not shapes or len({*shapes}) > 1 or len(shapes[0]) != 2 or shapes[0][0] != shapes[0][1]:
-        raise ValueError(f'grams of shapes {shapes}: expected (L, L), one per projection')
-    if not all(gram.isfinite().all() for gram in matrices):
-        raise ValueError('grams: not finite, so the weights are not')
-    return matrices
+    return check_groups(groups, depth)
 
 
 def _runs(starts: Sequence[int], num_layers: int) -> Groups:
-    return [
-        list(range(start, stop))
-        for start, stop in zip(starts, [*starts[1:], num_layers], strict=True)
-    ]
-
-
-def _losses(grams: list[Tensor], num_atoms: int) -> dict[tuple[int, int], float]:
-    """(start, stop) -> what a run of layers loses."""
-    num_layers = len(grams[0])
-    stacked = torch.stack(grams)
-    losses = {}
-    for start in range(num_layers):
-        for stop in range(start + 1, num_layers + 1):
-            values = torch.linalg.eigvalsh(stacked[:, start:stop, start:stop])  # ascending
-            lost = values[:, : max(0, stop - start - num_atoms)]
-            losses[start, stop] = float(lost.clamp(min=0).sum())
-    return losses
-
-
-def _best_runs(losses: dict[tuple[int, int], float], num_groups: int) -> Groups:
-    """Cut into runs with the least loss."""
-    num_layers = max(stop for _, stop in losses)
-    best: dict[int, tuple[float, list[int]]] = {0: (0.0, [])}  # layers covered -> loss, starts
-    for _ in range(num_groups):
-        longer: dict[int, tuple[float, list[int]]] = {}
-        for start, (lost, starts) in best.items():
-            for stop in range(start + 1, num_layers + 1):
-                way = (lost + losses[start, stop], [*starts, start])
-                longer[stop] = min(way, longer.get(stop, way))
-        best = longer
-    return _runs(best[num_layers][1], num_layers)
+    stops = [*starts[1:], num_layers]
+    return [[*range(start, stop)] for start, stop in zip(starts, stops, strict=True)]

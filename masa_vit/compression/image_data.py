@@ -1,39 +1,63 @@
-"""Images to compress and measure by, from folders, as timm prepares them for a model."""
+"""Images for calibration and accuracy, from folders, with timm's transform of a model."""
 
 from __future__ import annotations
 
 import argparse
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
+from torch import nn
 
+from masa_vit.inspection.activations import evaluating
 from masa_vit.utils.images import choose, class_folders, find_images, timm_transform
 
 Loader = Callable[[], Iterator[Any]]
 
 
 class Data(NamedTuple):
-    """Images to compress by, and to measure by."""
+    """Images for calibration and for accuracy."""
 
     calibration: list[torch.Tensor]
     """Batches (B, C, H, W); may be empty."""
     validation: Loader | None
-    """Gives batches of images and classes (B,), anew at each call."""
+    """Returns an iterator of images and classes (B,) at each call."""
+
+
+class Accuracy(NamedTuple):
+    """Top-1 of a model."""
+
+    percent: float
+    num_images: int
+
+
+def top1_accuracy(
+    model: nn.Module, batches: Iterable[tuple[torch.Tensor, torch.Tensor]]
+) -> Accuracy:
+    """Return top-1 of a model on images (B, C, H, W) with classes (B,), in evaluation mode."""
+    device = next(model.parameters()).device
+    right = count = 0
+    with evaluating(model):
+        for images, targets in batches:
+            found = model(images.to(device)).argmax(1).cpu()
+            right += int((found == targets).sum())
+            count += len(targets)
+    if not count:
+        raise ValueError('there are no images for top-1')
+    return Accuracy(100.0 * right / count, count)
 
 
 def folder_data(args: argparse.Namespace, model: Any) -> Data:
-    """Read `args.calibration` and `args.val`, folders of images; of each, as many as asked for.
+    """Read `args.num_images` of the folder `args.calibration`, and `args.num_val` of `args.val`.
 
     Raises:
         FileNotFoundError: If a folder does not exist or has no images.
-        ValueError: If an image cannot be read, or the folders of classes are not as many as the
-            model has, or some of no validation images are asked for.
+        ValueError: If an image cannot be read, or the number of class folders is not that of the model.
         ImportError: If torchvision is missing.
     """
     if args.num_val is not None and not args.val:
-        raise ValueError(f'--num-val {args.num_val} is for validation images: --val FOLDER')
+        raise ValueError(f'--num-val {args.num_val} needs validation images: --val FOLDER')
     if not args.calibration and not args.val:
         return Data([], None)
     transform = timm_transform(model)

@@ -8,10 +8,10 @@ from typing import Any
 import torch
 from torch import nn
 
-from masa_vit.compression.budget import check_price
+from masa_vit.compression.budget import check_saves
 from masa_vit.compression.options import check_numbers
 from masa_vit.compression.solver import Solution, solve
-from masa_vit.compression.source_weights import Weights, linear_weights
+from masa_vit.compression.source_weights import Weights, check_finite, linear_weights
 from masa_vit.layers import (
     Dictionary,
     SharedBlocks,
@@ -41,9 +41,9 @@ def compress_linears(
     ...)``. `masa_vit.fold` returns the model with dense linear layers again.
 
     Args:
-        blocks: The L blocks, alike in shape.
+        blocks: The L blocks, of equal shapes.
         layout: Path of a `torch.nn.Linear` inside a block -> the projections that its output stacks,
-            each with a dictionary of its own, e.g. ``{'attn.qkv': 'qkv', 'attn.proj': 'o'}`` or, for
+            with a dictionary each, e.g. ``{'attn.qkv': 'qkv', 'attn.proj': 'o'}`` or, for
             names of more than a letter, ``{'mlp.gate_proj': ['gate']}``; see
             `masa_vit.layers.share_linears`.
         num_atoms: Number of atoms S of each dictionary, less than there are layers; a list: of each
@@ -52,21 +52,22 @@ def compress_linears(
         residual_rank: Rank k of the low-rank residual of every weight.
 
     Returns:
-        The blocks with the banks that they share, to be put in the place of `blocks`. Atoms,
-        coefficients and residuals are trainable, also where the weights were frozen.
+        The blocks with their atoms, to replace `blocks`. Atoms, coefficients and residuals are
+        trainable, also where the weights were frozen.
 
     Raises:
-        ValueError: For blocks that are not alike, not as `layout` says, or share already; arguments
-            out of range, or with which nothing would be saved; weights that are not finite. `blocks`
-            are then as they were.
+        ValueError: For blocks of unequal shapes, without the layers of `layout`, or that share already;
+            arguments out of range, or that save nothing; weights that are not finite. `blocks` are
+            not changed then.
     """
     shapes = projection_shapes(blocks, layout)
     weights = linear_weights(blocks, layout)
+    check_finite(weights)
     parts = [[*range(len(blocks))]] if groups is None else check_groups(groups, len(blocks))
     numbers = check_numbers(num_atoms, parts)
     ranks = {name: [residual_rank] * len(blocks) for name in weights}
     check_ranks(ranks, list(weights), shapes, len(blocks))
-    check_price(weights, parts, numbers, ranks)
+    check_saves(weights, parts, numbers, ranks)
     solution = solve(weights, parts, numbers, ranks if residual_rank else None)
     return share_solution(blocks, layout, solution, weights)
 
@@ -78,16 +79,16 @@ def share_solution(
     solution: Solution,
     weights: Weights,
 ) -> SharedBlocks:
-    """Replace linear layers of blocks by shared ones with what was fitted, in place.
+    """Replace linear layers of blocks by shared ones with the fitted tensors, in place.
 
     Args:
         blocks: As they were fitted; the weights of the linear layers may be on the meta device.
         layout: Path of a linear layer -> its projections.
-        solution: What was fitted to some of the projections.
-        weights: Of all projections, on the device and in the dtype that is wanted.
+        solution: The fit of some of the projections.
+        weights: Of all projections, on the device and in the dtype of the result.
 
     Returns:
-        The blocks with the banks that they share.
+        The blocks with their atoms.
     """
     groups, num_atoms, ranks = solution.sharing
     dictionaries = {
@@ -130,5 +131,5 @@ def share_solution(
 
 
 def _parameter(value: torch.Tensor, like: torch.Tensor) -> nn.Parameter:
-    """A copy, in memory of its own: files refuse views."""
+    """Return a contiguous copy: files refuse views."""
     return nn.Parameter(torch.empty(value.shape, dtype=like.dtype, device=like.device).copy_(value))

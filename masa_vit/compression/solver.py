@@ -1,14 +1,21 @@
-"""Fit all projections of a model."""
+"""Fit atoms and residuals of all projections."""
 
 from __future__ import annotations
 
 import copy
+import logging
 from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
 import torch
 
-from masa_vit.compression.allocation import Ranks, allocate
+from masa_vit.compression.budget import (
+    Ranks,
+    allocate,
+    atom_parameters,
+    numbers_of_groups,
+    too_small,
+)
 from masa_vit.compression.fit import (
     Fit,
     Pairs,
@@ -21,12 +28,11 @@ from masa_vit.compression.metric import Metric
 from masa_vit.compression.pca import matrix_pca
 from masa_vit.compression.source_weights import Weights, stack
 
-Shared = tuple[torch.Tensor, torch.Tensor]
-"""Atoms (S, out, in) and coefficients (L, S) of a group."""
+_logger = logging.getLogger(__name__)
 
 
 class Sharing(NamedTuple):
-    """What a compressed model consists of."""
+    """The sizes of a compressed model."""
 
     groups: list[list[int]]
     num_atoms: dict[str, list[int]]
@@ -42,9 +48,9 @@ class Solution(NamedTuple):
     fits: dict[str, list[Fit]]
     """Projection -> the fit of each group."""
     cost: float
-    """What is lost, over what there was, in the metric of the fit."""
+    """Energy of the error over that of the weights, in the metric of the fit."""
     sweeps: int
-    """How often atoms and residual were fitted in turn."""
+    """Number of alternations between atoms and residuals."""
 
 
 def solve(
@@ -57,10 +63,9 @@ def solve(
 ) -> Solution:
     """Fit every projection: atoms for each group, and residuals.
 
-    One sweep is the paper's way: atoms, then the residual of what they leave. With more, the two are
-    fitted in turn, from the better of two starts: the atoms first, or the residuals first (ours;
-    weights that are nearly of low rank are better served by the second). Layers of a group that has
-    an atom for each get no residual.
+    One sweep is the paper's way: atoms, then the residual of their error. More sweeps alternate, from
+    the better of two starts: atoms first, or residuals first (ours; better for weights that are nearly
+    of low rank). Layers of a group with an atom for each get no residual.
 
     Args:
         weights: Of the projections that share.
@@ -68,161 +73,175 @@ def solve(
         num_atoms: S, of all groups or each; at most its number of layers is used.
         ranks: Of the residuals, given or to be found; None: no residuals.
         metrics: Cost of an error; None: all directions alike.
-        sweeps: How often the two are fitted.
+        sweeps: Number of alternations.
     """
-    numbers = numbers_of_groups(weights, groups, num_atoms)
+    numbers = numbers_of_groups(groups, num_atoms)
     if ranks is None:
-        return _atoms_alone(weights, groups, numbers, metrics)
-    problem = Problem(weights, groups, numbers, ranks, metrics or {})
-    if sweeps == 1:
-        problem.sweep()
-        return problem.solution()
-    return problem.better_start().refine(sweeps - 1)
+        return _solve_atoms(weights, groups, numbers, metrics)
+    problem = _Problem(weights, groups, numbers, ranks, metrics or {})
+    return problem.start(sweeps).refine(sweeps - 1)
 
 
-def numbers_of_groups(
-    weights: Weights, groups: Sequence[Sequence[int]], num_atoms: int | Sequence[int]
-) -> dict[str, list[int]]:
-    """Projection -> S of each group, at most its number of layers."""
-    of_group = [num_atoms] * len(groups) if isinstance(num_atoms, int) else num_atoms
-    numbers = [min(n, len(group)) for n, group in zip(of_group, groups, strict=True)]
-    return dict.fromkeys(weights, numbers)
-
-
-def _atoms_alone(
+def solve_budget(
     weights: Weights,
     groups: list[list[int]],
-    numbers: dict[str, list[int]],
+    ranks: Ranks,
+    num_atoms: int | Sequence[int] | None = None,
+    metrics: Mapping[str, Metric] | None = None,
+    sweeps: int = 4,
+) -> Solution:
+    """Find the split of a budget between atoms and residuals with the least cost.
+
+    Every number of atoms is tried for one sweep, until two more in a row have cost more; the best is
+    refined.
+
+    Args:
+        weights: As `solve`.
+        groups: As `solve`.
+        ranks: Allocation, and the parameters of atoms, coefficients and residuals together.
+        num_atoms: S; None: to be found.
+        metrics: As `solve`.
+        sweeps: As `solve`.
+
+    Raises:
+        ValueError: If one atom for each group and projection exceeds the budget.
+    """
+    largest = max(map(len, groups))
+    candidates = range(1, largest + 1) if num_atoms is None else [num_atoms]
+    problems: list[_Problem] = []
+    for candidate in candidates:
+        left = ranks.numbers - atom_parameters(weights, groups, candidate)
+        if left < 0:
+            break
+        given = ranks._replace(numbers=left)
+        numbers = numbers_of_groups(groups, candidate)
+        problems.append(_Problem(weights, groups, numbers, given, metrics or {}).start(sweeps))
+        costs = [problem.cost for problem in problems]
+        _logger.info(
+            '%s atoms a dictionary: %.2f %% of the energy is lost', candidate, 100 * costs[-1]
+        )
+        if len(costs) >= 3 and costs[-3] < costs[-2] < costs[-1]:
+            break
+    if not problems:
+        raise too_small(weights, groups, ranks.numbers, next(iter(candidates)))
+    return min(problems, key=lambda problem: problem.cost).refine(sweeps - 1)
+
+
+def _solve_atoms(
+    weights: Weights,
+    groups: list[list[int]],
+    numbers: list[int],
     metrics: Mapping[str, Metric] | None,
 ) -> Solution:
-    fits: dict[str, list[Fit]] = {}
+    """Fit atoms alone; without metrics no copy of the weights in float64 is made."""
+    fits: dict[str, list[Fit]] = {name: [] for name in weights}
     lost = total = 0.0
     for name, rows in weights.items():
-        fits[name] = []
-        for layers, number in zip(groups, numbers[name], strict=True):
+        for layers, number in zip(groups, numbers, strict=True):
             of_group = [rows[layer] for layer in layers]
             none = [no_residual(of_group[0])] * len(layers)
-            if metrics is None:  # no copy of the weights in float64
-                try:
-                    pca = matrix_pca(of_group, number)
-                except ValueError as error:
-                    raise ValueError(f'projection {name!r}: {error}') from None
-                fits[name].append(Fit(*scale_for_training(pca.atoms, pca.coef), none))
+            if metrics is None:
+                pca = matrix_pca(of_group, number)
+                fit = Fit(*scale_for_training(pca.atoms, pca.coef), none)
                 lost += float(pca.eigenvalues[number:].sum())
                 total += float(pca.eigenvalues.sum())
             else:
-                metric = metrics[name].of(layers)
-                stacked = stack(of_group)
+                metric, stacked = metrics[name].of(layers), stack(of_group)
                 fit = Fit(*scale_for_training(*fit_atoms(stacked, number, metric)), none)
-                fits[name].append(fit)
                 lost += float(metric.energy(stacked - fit.shared()).sum())
                 total += float(metric.energy(stacked).sum())
-    sharing = Sharing(groups, numbers, {name: [0] * len(rows) for name, rows in weights.items()})
+            fits[name].append(fit)
+    ranks = {name: [0] * len(rows) for name, rows in weights.items()}
+    sharing = Sharing(groups, dict.fromkeys(weights, numbers), ranks)
     return Solution(sharing, fits, lost / max(total, 1e-300), 1)
 
 
-class Problem:
+class _Problem:
     """Atoms and residuals of all projections, fitted in turn."""
 
     def __init__(
         self,
         weights: Weights,
         groups: list[list[int]],
-        numbers: dict[str, list[int]],
+        numbers: list[int],
         ranks: Mapping[str, Sequence[int]] | Ranks,
         metrics: Mapping[str, Metric],
     ) -> None:
-        self.weights = {name: stack(rows) for name, rows in weights.items()}
-        self.groups, self.numbers = groups, numbers
+        self.weights = {name: stack(rows) for name, rows in weights.items()}  # (L, out, in) each
+        self.groups, self.numbers, self.given = groups, numbers, ranks
         self.metrics = {name: metrics.get(name, Metric()) for name in weights}
-        self._given = ranks
-        # layers that their own atoms give exactly
-        self._exact = {
-            name: {
-                layer
-                for number, layers in zip(numbers[name], groups, strict=True)
-                for layer in (layers if number == len(layers) else ())
-            }
-            for name in weights
+        self.exact = {
+            layer
+            for s, layers in zip(numbers, groups, strict=True)
+            if s == len(layers)
+            for layer in layers
         }
-        self._energy = self._cost(self.weights)
-        self._atoms: dict[str, list[Shared]] = {}
-        self._shared = {name: torch.zeros_like(weight) for name, weight in self.weights.items()}
-        self._own = dict(self._shared)
-        self._pairs: dict[str, Pairs] = {}
-        self._ranks: dict[str, list[int]] = {}
-        self._sweeps = 0
+        self.energy = self._energy(self.weights)
+        self.atoms: dict[str, list[tuple[torch.Tensor, torch.Tensor]]] = {}
+        self.shared = {name: torch.zeros_like(weight) for name, weight in self.weights.items()}
+        self.own = dict(self.shared)
+        self.pairs: dict[str, Pairs] = {}
+        self.sweeps = 0
 
-    def better_start(self) -> Problem:
-        """Run one sweep from the atoms, and one from the residuals: the one that loses less."""
+    def start(self, sweeps: int) -> _Problem:
+        """Run the first sweep; if more will follow, from the better of two starts."""
         other = copy.copy(self)
-        other._atoms, other._shared = {}, dict(self._shared)
+        other.atoms, other.shared = {}, dict(self.shared)
         self.sweep()
+        if sweeps == 1:
+            return self
         other._fit_residuals()
         other.sweep()
         return min((self, other), key=lambda problem: problem.cost)
 
     def refine(self, sweeps: int) -> Solution:
-        """Go on for so many sweeps."""
+        """Run more sweeps and return the result."""
         for _ in range(sweeps):
             self.sweep()
-        return self.solution()
-
-    def sweep(self) -> None:
-        """Fit the atoms to what the residuals leave, then the residuals to what the atoms leave."""
-        for name, weight in self.weights.items():
-            left, metric = weight - self._own[name], self.metrics[name]
-            shared, found = torch.empty_like(weight), []
-            starts = self._atoms.get(name, [None] * len(self.groups))
-            for layers, number, start in zip(self.groups, self.numbers[name], starts, strict=True):
-                pair = fit_atoms(left[layers], number, metric.of(layers), start)
-                found.append(pair)
-                shared[layers] = Fit(*pair, []).shared()
-            self._atoms[name], self._shared[name] = found, shared
-        self._fit_residuals()
-        self._sweeps += 1
-
-    def _fit_residuals(self) -> None:
-        left = {name: weight - self._shared[name] for name, weight in self.weights.items()}
-        if isinstance(self._given, Ranks):
-            ranks = allocate(left, self.metrics, self._given, self._exact)
-        else:
-            ranks = {
-                name: [0 if layer in self._exact[name] else k for layer, k in enumerate(of_name)]
-                for name, of_name in self._given.items()
-            }
-        self._ranks = ranks
-        self._pairs = {
-            name: low_rank(weight, self.metrics[name], ranks[name]) for name, weight in left.items()
-        }
-        self._own = {
-            name: torch.stack([up @ down for up, down in pairs])
-            for name, pairs in self._pairs.items()
-        }
-
-    @property
-    def cost(self) -> float:
-        """What is lost, over what there was."""
-        left = {
-            name: weight - self._shared[name] - self._own[name]
-            for name, weight in self.weights.items()
-        }
-        return self._cost(left) / max(self._energy, 1e-300)
-
-    def _cost(self, weights: Mapping[str, torch.Tensor]) -> float:
-        return sum(float(self.metrics[name].energy(w).sum()) for name, w in weights.items())
-
-    def solution(self) -> Solution:
-        """What has been found."""
         fits = {
             name: [
                 Fit(
                     *scale_for_training(atoms.clone(), coef),
-                    [self._pairs[name][layer] for layer in layers],
+                    [self.pairs[name][layer] for layer in layers],
                 )
-                for (atoms, coef), layers in zip(pairs, self.groups, strict=True)
+                for (atoms, coef), layers in zip(found, self.groups, strict=True)
             ]
-            for name, pairs in self._atoms.items()
+            for name, found in self.atoms.items()
         }
-        sharing = Sharing(self.groups, self.numbers, self._ranks)
-        return Solution(sharing, fits, self.cost, self._sweeps)
+        ranks = {name: [up.shape[1] for up, _ in pairs] for name, pairs in self.pairs.items()}
+        sharing = Sharing(self.groups, dict.fromkeys(self.weights, self.numbers), ranks)
+        return Solution(sharing, fits, self.cost, self.sweeps)
+
+    def sweep(self) -> None:
+        """Fit the atoms to the error of the residuals, then the residuals to that of the atoms."""
+        for name, weight in self.weights.items():
+            left, metric = weight - self.own[name], self.metrics[name]
+            shared, found = torch.empty_like(weight), []
+            starts = self.atoms.get(name, [None] * len(self.groups))
+            for layers, number, start in zip(self.groups, self.numbers, starts, strict=True):
+                found.append(fit_atoms(left[layers], number, metric.of(layers), start))
+                shared[layers] = Fit(*found[-1], []).shared()
+            self.atoms[name], self.shared[name] = found, shared
+        self._fit_residuals()
+        self.sweeps += 1
+
+    def _fit_residuals(self) -> None:
+        left = {name: weight - self.shared[name] for name, weight in self.weights.items()}
+        if isinstance(self.given, Ranks):
+            ranks = allocate(left, self.metrics, self.given, dict.fromkeys(left, self.exact))
+        else:
+            ranks = {
+                name: [0 if layer in self.exact else k for layer, k in enumerate(of_name)]
+                for name, of_name in self.given.items()
+            }
+        self.pairs = {n: low_rank(weight, self.metrics[n], ranks[n]) for n, weight in left.items()}
+        self.own = {n: torch.stack([u @ v for u, v in pairs]) for n, pairs in self.pairs.items()}
+
+    @property
+    def cost(self) -> float:
+        """Energy of the error over that of the weights."""
+        left = {n: weight - self.shared[n] - self.own[n] for n, weight in self.weights.items()}
+        return self._energy(left) / max(self.energy, 1e-300)
+
+    def _energy(self, weights: Mapping[str, torch.Tensor]) -> float:
+        return sum(float(self.metrics[name].energy(w).sum()) for name, w in weights.items())

@@ -40,6 +40,13 @@ def stacked_weights(model: Any) -> dict[str, torch.Tensor]:
     return {name: stack(rows, 'cpu') for name, rows in dense_weights(model).items()}
 
 
+def check_finite(weights: Weights) -> None:
+    """Raise ValueError if weights hold NaN or infinity."""
+    for name, rows in weights.items():
+        if bad := [layer for layer, row in enumerate(rows) if not row.isfinite().all()]:
+            raise ValueError(f'projection {name!r}: the weights of layers {bad} are not finite')
+
+
 def stack(rows: Sequence[torch.Tensor], device: str | None = None) -> torch.Tensor:
     """The weights (out, in) of some layers as one tensor (L, out, in), float64, on their device."""
     return torch.stack([row.to(device, torch.float64) for row in rows])

@@ -21,7 +21,7 @@ import torch
 
 import masa_vit
 from masa_vit.compression import CompressionOptions, compress_with_record
-from masa_vit.compression.allocation import Ranks, allocate
+from masa_vit.compression.budget import Ranks, allocate
 from masa_vit.compression.fit import low_rank
 from masa_vit.compression.metric import collect_statistics
 from masa_vit.compression.source_weights import dense_weights, stacked_weights
@@ -37,8 +37,7 @@ def ways(num_layers: int, budget: float) -> dict[str, dict[str, Any]]:
     found: dict[str, dict[str, Any]] = {'Matrix PCA': {'num_atoms': number}}
     for how in ('uniform', 'kl', 'optimal', 'spectral', 'hierarchical'):
         found[f'+ groups, {how}'] = {'num_atoms': number // 2, 'groups': how, 'num_groups': 2}
-    for how in ('permutation', 'rotation', 'invertible'):
-        found[f'+ alignment, {how}'] = {'num_atoms': number, 'align': how}
+    found['+ rotation'] = {'num_atoms': number, 'align': 'rotation'}
     for how in ('input', 'fisher'):
         found[f'+ data-aware, {how}'] = {'num_atoms': number, 'weighting': how}
     found['+ rotation, input'] = {'num_atoms': number, 'align': 'rotation', 'weighting': 'input'}
@@ -53,11 +52,10 @@ def ways(num_layers: int, budget: float) -> dict[str, dict[str, Any]]:
             'num_atoms': 'auto', 'budget': budget, 'residual_rank': allocation,
             'weighting': how, 'sweeps': sweeps,
         }  # fmt: skip
-    for how in ('rotation', 'invertible'):
-        found[f'+ {how}, refinement, fisher'] = {
-            'num_atoms': 1, 'budget': budget, 'residual_rank': 'energy', 'weighting': 'fisher',
-            'align': how,
-        }  # fmt: skip
+    found['+ rotation, refinement, fisher'] = {
+        'num_atoms': 1, 'budget': budget, 'residual_rank': 'energy', 'weighting': 'fisher',
+        'align': 'rotation',
+    }  # fmt: skip
     return found
 
 

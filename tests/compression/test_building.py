@@ -9,6 +9,7 @@ from torch import nn
 
 import masa_vit
 from masa_vit.compression import compress
+from masa_vit.compression.building import without_residual
 
 DENSE = 'vit_tiny_patch16_224'
 
@@ -113,3 +114,23 @@ def test_refuses_blocks_of_unequal_shape(dense):
     model.blocks[2].attn.proj = nn.Linear(16, 32)
     with pytest.raises(ValueError, match=r"projection 'o' is \(32, 16\) in block 2"):
         compress(model)
+
+
+def test_without_residual_takes_the_residuals_alone_away(dense, images):
+    """Whatever other parameters are called."""
+    masa = compress(dense(), 2, residual_rank={'q': 2, 'o': 1})
+    masa.head = nn.Sequential()
+    masa.head.register_module('up_head', nn.Linear(32, 5))
+    before = {name: value.clone() for name, value in masa.state_dict().items()}
+    atoms = without_residual(masa)
+    for block, given in zip(atoms.blocks, masa.blocks, strict=True):
+        for layer, with_residual in (
+            (block.attn.qkv, given.attn.qkv),
+            (block.attn.proj, given.attn.proj),
+        ):
+            coef = with_residual.coef()
+            composed = [bank(coef[name]) for name, bank in with_residual.banks.items()]
+            assert torch.equal(layer.weight, torch.cat(composed))
+    changed = [n for n, v in atoms.state_dict().items() if not torch.equal(v, before[n])]
+    assert {name.rpartition('.')[2] for name in changed} == {'up_q', 'up_o'}
+    assert all(torch.equal(value, before[name]) for name, value in masa.state_dict().items())

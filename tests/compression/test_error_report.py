@@ -9,8 +9,8 @@ import timm
 import torch
 
 from masa_vit.compression import CompressionOptions, compress_with_record
-from masa_vit.compression.accuracy import Accuracy
 from masa_vit.compression.error_report import add_top1, describe, draw, make_report, make_table
+from masa_vit.compression.image_data import Accuracy
 from masa_vit.compression.source_weights import stacked_weights
 
 SIZE = {'img_size': 32, 'patch_size': 8, 'embed_dim': 32, 'depth': 4, 'num_heads': 2}
@@ -93,7 +93,7 @@ def test_the_verdict_is_plain(dense, top1, too_lossy, why):
     assert report['too_lossy'] is too_lossy
     assert why in report['why']
     told = '\n'.join(describe(report))
-    assert ('too lossy to use untuned' in told) is too_lossy
+    assert ('needs fine-tuning' in told) is too_lossy
 
 
 def test_forms_of_a_report(dense, tmp_path):

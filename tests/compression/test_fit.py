@@ -5,11 +5,10 @@ from __future__ import annotations
 import pytest
 import torch
 
-from masa_vit.compression.allocation import Ranks, allocate
-from masa_vit.compression.budget import price_of_atoms, solve_budget
+from masa_vit.compression.budget import Ranks, allocate, atom_parameters
 from masa_vit.compression.fit import Fit, fit_atoms, low_rank, spectra
 from masa_vit.compression.metric import Metric
-from masa_vit.compression.solver import solve
+from masa_vit.compression.solver import solve, solve_budget
 
 
 def draw(*shape: int) -> torch.Tensor:
@@ -131,11 +130,12 @@ def test_cost_is_the_share_that_is_lost():
 def test_a_budget_is_kept_and_used(num_atoms, allocation):
     weights = {'q': list(draw(6, 8, 8)), 'o': list(draw(6, 8, 8))}
     groups, numbers = [[0, 1, 2], [3, 4, 5]], 700
-    solution = solve_budget(weights, groups, numbers, num_atoms, allocation, None, sweeps=2)
+    ranks = Ranks(allocation, numbers)
+    solution = solve_budget(weights, groups, ranks, num_atoms, sweeps=2)
     number = solution.sharing.num_atoms['q'][0]
     assert num_atoms in (None, number)
     ranks = sum(map(sum, solution.sharing.ranks.values()))
-    used = price_of_atoms(weights, groups, number) + 16 * ranks
+    used = atom_parameters(weights, groups, number) + 16 * ranks
     assert used <= numbers
     assert numbers - used < (16 if allocation == 'energy' else 16 * 12)
 
@@ -143,8 +143,8 @@ def test_a_budget_is_kept_and_used(num_atoms, allocation):
 def test_the_best_number_of_atoms_is_found():
     common = draw(2, 8, 8)
     alike = {'q': [torch.tensordot(draw(2), common, 1) for _ in range(6)]}
-    budget = price_of_atoms(alike, [[*range(6)]], 4)
-    solution = solve_budget(alike, [[*range(6)]], budget, None, 'energy', None, sweeps=2)
+    budget = atom_parameters(alike, [[*range(6)]], 4)
+    solution = solve_budget(alike, [[*range(6)]], Ranks('energy', budget), sweeps=2)
     assert solution.sharing.num_atoms['q'] == [2]
     assert solution.cost < 1e-12
 

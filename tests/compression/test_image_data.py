@@ -4,8 +4,7 @@ import pytest
 import torch
 from torch import nn
 
-from masa_vit.compression import compress
-from masa_vit.compression.accuracy import top1_accuracy, without_residual
+from masa_vit.compression.image_data import top1_accuracy
 
 
 @pytest.fixture
@@ -39,23 +38,3 @@ def test_top1_restores_the_mode_of_every_module(model, fails):
     else:
         top1_accuracy(model, batches())
     assert [module.training for module in model.modules()] == [True, True, False]
-
-
-def test_without_residual_takes_the_residuals_alone_away(dense, images):
-    """Whatever other parameters are called."""
-    masa = compress(dense(), 2, residual_rank={'q': 2, 'o': 1})
-    masa.head = nn.Sequential()
-    masa.head.register_module('up_head', nn.Linear(32, 5))
-    before = {name: value.clone() for name, value in masa.state_dict().items()}
-    atoms = without_residual(masa)
-    for block, given in zip(atoms.blocks, masa.blocks, strict=True):
-        for layer, with_residual in (
-            (block.attn.qkv, given.attn.qkv),
-            (block.attn.proj, given.attn.proj),
-        ):
-            coef = with_residual.coef()
-            composed = [bank(coef[name]) for name, bank in with_residual.banks.items()]
-            assert torch.equal(layer.weight, torch.cat(composed))
-    changed = [n for n, v in atoms.state_dict().items() if not torch.equal(v, before[n])]
-    assert {name.rpartition('.')[2] for name in changed} == {'up_q', 'up_o'}
-    assert all(torch.equal(value, before[name]) for name, value in masa.state_dict().items())
