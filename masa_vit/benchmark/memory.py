@@ -1,4 +1,4 @@
-"""Peak memory of training or evaluation, in a process that does nothing else."""
+"""Peak memory of training or evaluation, in a separate process."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import os
 from collections.abc import Callable
 from multiprocessing import get_context
 from pathlib import Path
+from unittest.mock import patch
 
 import torch
 
@@ -15,7 +16,7 @@ from masa_vit.benchmark.subjects import Spec, Subject
 STEPS = 3
 
 _MALLOC = {'MALLOC_MMAP_THRESHOLD_': '65536'}
-"""glibc returns freed tensors at once. By default it keeps them, up to a tenth of the peak, differently
+"""glibc then returns freed tensors at once. By default it keeps up to a tenth of the peak, differently
 in every run."""
 
 
@@ -26,22 +27,15 @@ def peak_memory(
     compiled: bool = False,
     train: bool = True,
 ) -> tuple[int, int]:
-    """Peak bytes of three training steps, or evaluations, in a new process.
+    """Return the peak bytes of three training steps, or evaluations, in a new process.
 
     Returns:
-        The peak, and how much of it came after the imports. On the CPU the peak is all memory of the
-        process, including Python and torch, without memory that malloc keeps after it was freed; on
-        CUDA it is the memory that torch has allocated.
+        The peak, and its part after the imports. On the CPU the peak is all memory of the process,
+        including Python and torch; on CUDA it is the memory that torch has allocated.
     """
     arguments = (build, spec, dtype, compiled, train, torch.get_num_threads())
-    before = dict(os.environ)
-    os.environ.update(_MALLOC)  # the new process inherits it
-    try:
-        with get_context('spawn').Pool(1) as pool:
-            return pool.apply(_measure, arguments)
-    finally:
-        os.environ.clear()
-        os.environ.update(before)
+    with patch.dict(os.environ, _MALLOC), get_context('spawn').Pool(1) as pool:
+        return pool.apply(_measure, arguments)
 
 
 def _measure(
@@ -70,7 +64,7 @@ def _peak(device: torch.device) -> int:
     if device.type == 'cuda':
         return torch.cuda.max_memory_allocated(device)
     status = Path('/proc/self/status')
-    if status.exists():  # of this process alone: Linux counts in ru_maxrss what it was forked from
+    if status.exists():  # Linux adds the parent's memory to ru_maxrss
         line = next(line for line in status.read_text().splitlines() if line.startswith('VmHWM'))
         return int(line.split()[1]) * 1024
     import resource  # not on Windows

@@ -1,4 +1,4 @@
-"""The result of a benchmark: JSON that grows with it, a table, a picture."""
+"""The results of a benchmark: a JSON file that grows with it, a table, a picture."""
 
 from __future__ import annotations
 
@@ -15,28 +15,18 @@ import timm
 import torch
 
 from masa_vit import __version__
-from masa_vit.benchmark.measurement import Measurement
+from masa_vit.benchmark.timing import Measurement
 from masa_vit.utils.staging import write_atomically
 
 if TYPE_CHECKING:
-    from matplotlib.axes import Axes
     from matplotlib.figure import Figure
-
-MARKERS = 'osD^vP*X<>'
-COLOURS = ('#0072B2', '#E69F00', '#009E73', '#CC79A7', '#56B4E9', '#D55E00', '#000000')
-"""Okabe and Ito's palette, which colour-blind readers can tell apart."""
 
 
 class Report:
-    """Collects measurements, and after each writes all of them to a file, if there is one."""
+    """Collects measurements; after each, writes all of them to a file, if there is one."""
 
     def __init__(self, arguments: Mapping[str, Any], path: Path | None = None) -> None:
-        """Start with no measurements.
-
-        Args:
-            arguments: What was asked for, for the record.
-            path: The JSON file.
-        """
+        """Record the arguments and the machine; `path` is the JSON file."""
         self.arguments = {
             key: str(value) if isinstance(value, Path) else value
             for key, value in arguments.items()
@@ -49,53 +39,46 @@ class Report:
         self._write()
 
     def add(self, *measurements: Measurement) -> None:
-        """Take measurements in, and write the file."""
+        """Add measurements, and write the file."""
         self.measurements += measurements
         self._write()
 
     def note(self, text: str) -> None:
-        """Say why something was not measured."""
+        """Record the reason for a missing measurement."""
         if text not in self.notes:
             self.notes.append(text)
             self._write()
             print(f'note: {text}')
 
-    def to_json(self) -> dict[str, Any]:
-        """The whole document; `results` has a row per measurement and setting."""
-        return {
-            'machine': self.machine,
-            'arguments': self.arguments,
-            **self.models,
-            'notes': self.notes,
-            'results': [measurement.to_json() for measurement in self.measurements],
-        }
-
     def _write(self) -> None:
         if self.path:
-            write_atomically(self.path, json.dumps(self.to_json(), indent=1) + '\n')
+            content = {
+                'machine': self.machine,
+                'arguments': self.arguments,
+                **self.models,
+                'notes': self.notes,
+                'results': [measurement.to_json() for measurement in self.measurements],
+            }
+            write_atomically(self.path, json.dumps(content, indent=1) + '\n')
 
 
 def describe_machine(device: str) -> dict[str, Any]:
-    """Hardware and versions that times depend on."""
-    name = torch.cuda.get_device_name(device) if device.startswith('cuda') else _cpu_model()
+    """Return hardware and versions."""
+    info = Path('/proc/cpuinfo')  # platform has the model's name on macOS and Windows only
+    lines = info.read_text(encoding='utf-8').splitlines() if info.exists() else []
+    names = (line.partition(':')[2].strip() for line in lines if line.startswith('model name'))
+    cpu = next(names, platform.processor() or platform.machine())
     return {
         'platform': platform.platform(),
-        'cpu': _cpu_model(),
+        'cpu': cpu,
         'cores': os.cpu_count(),
         'threads': torch.get_num_threads(),
-        'device': name,
+        'device': torch.cuda.get_device_name(device) if device.startswith('cuda') else cpu,
         'python': platform.python_version(),
         'torch': torch.__version__,
         'timm': timm.__version__,
         'masa_vit': __version__,
     }
-
-
-def _cpu_model() -> str:
-    info = Path('/proc/cpuinfo')  # platform knows the model's name on macOS and Windows only
-    lines = info.read_text(encoding='utf-8').splitlines() if info.exists() else []
-    names = (line.partition(':')[2].strip() for line in lines if line.startswith('model name'))
-    return next(names, platform.processor() or platform.machine())
 
 
 def print_table(title: str, measurements: Sequence[Measurement]) -> None:
@@ -155,7 +138,12 @@ def plot_ratios(measurements: Sequence[Measurement], title: str) -> Figure:
     for index, setting in enumerate(settings):
         rows = [row for row in compared if describe_setting(row.setting) == setting]
         offset = 0.7 * ((index + 0.5) / len(settings) - 0.5)
-        _draw(axes, rows, [names.index(row.what) + offset for row in rows], index, setting)
+        medians = [statistics.median(row.ratios) for row in rows]
+        below = [m - min(row.ratios) for m, row in zip(medians, rows, strict=True)]
+        above = [max(row.ratios) - m for m, row in zip(medians, rows, strict=True)]
+        places = [names.index(row.what) + offset for row in rows]
+        marker = 'osD^vP*X<>'[index % 10]
+        axes.errorbar(medians, places, xerr=[below, above], fmt=marker, capsize=2, label=setting)
     axes.axvline(1.0, color='black', linewidth=1, linestyle='--')
     axes.set_yticks(range(len(names)), names)
     axes.set_ylim(len(names) - 0.5, -0.5)
@@ -167,26 +155,8 @@ def plot_ratios(measurements: Sequence[Measurement], title: str) -> Figure:
     return figure
 
 
-def _draw(
-    axes: Axes, rows: Sequence[Measurement], heights: Sequence[float], index: int, label: str
-) -> None:
-    medians = [row.ratio or 0.0 for row in rows]
-    below = [median - min(row.ratios) for median, row in zip(medians, rows, strict=True)]
-    above = [max(row.ratios) - median for median, row in zip(medians, rows, strict=True)]
-    axes.errorbar(
-        medians,
-        heights,
-        xerr=[below, above],
-        fmt=MARKERS[index % len(MARKERS)],
-        color=COLOURS[index % len(COLOURS)],
-        markersize=5,
-        capsize=2,
-        label=label,
-    )
-
-
 def describe_setting(setting: Mapping[str, Any]) -> str:
-    """A setting in words, e.g. 'batch 4, bf16, compiled'."""
+    """Return a setting in words, e.g. 'batch 4, bf16, compiled'."""
     if not setting:
         return 'any setting'
     words = [f'batch {setting["batch_size"]}', setting['dtype']]

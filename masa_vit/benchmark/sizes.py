@@ -1,4 +1,4 @@
-"""Sizes that a model has: parameters, optimizer state, checkpoint, what ranks send, FLOPs."""
+"""Sizes of a model: parameters, optimizer state, checkpoint, bytes sent by DDP, FLOPs."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ UNITS = {
 def count_sizes(subject: Subject) -> dict[str, float]:
     """Measure the sizes in `UNITS`.
 
-    - 'optimizer state': what AdamW keeps after a step.
+    - 'optimizer state': of AdamW, after a step.
     - 'gradients all-reduced': the gradients after a step, which DistributedDataParallel sums over the
       ranks in every step. A ring of R ranks sends 2 (R - 1) / R times as much from each.
     - 'checkpoint': the safetensors file, of a MASA model the baked one.
@@ -60,10 +60,10 @@ def _checkpoint_bytes(subject: Subject) -> int:
 def count_flops(subject: Subject) -> dict[str, float]:
     """Count the floating-point operations of matrix products and convolutions.
 
-    Attention counts by its formula, for the counter does not know every fused kernel.
+    Attention runs as matrix products, since the counter does not know every fused kernel.
 
     Args:
-        subject: On the meta device, where nothing is computed.
+        subject: On the meta device: nothing is computed.
 
     Returns:
         'FLOPs of evaluation' and 'FLOPs of training', which is forward and backward.

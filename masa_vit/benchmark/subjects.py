@@ -1,4 +1,4 @@
-"""The models that are measured, and the data that they run on."""
+"""The measured models and their input."""
 
 from __future__ import annotations
 
@@ -18,39 +18,33 @@ from masa_vit.models import create_timm_model, dense_architecture
 
 @dataclass(frozen=True)
 class Spec:
-    """What to build: a model as the command line names it, or its dense baseline.
-
-    Attributes:
-        name: A timm model, or what else a `Kind` builds from.
-        dense: Build the dense baseline of `name` instead of the model itself.
-        model_args: For `timm.create_model`; a dense baseline takes those that dense models have.
-        batch_size: Images in the batch.
-        img_size: Pixels; None: the model's own size.
-        device: Where model and images are.
-        checkpointing: Whether the backward pass recomputes the blocks.
-    """
+    """A model as the command line names it, or its dense baseline."""
 
     name: str
+    """A timm model, or another name that a `Kind` builds from."""
     dense: bool = False
+    """Build the dense baseline of `name` instead of the model itself."""
     model_args: Mapping[str, Any] = field(default_factory=dict)
+    """For `timm.create_model`; a dense baseline takes those that dense models have."""
     batch_size: int = 8
     img_size: int | None = None
+    """Pixels; None: the size of the model."""
     device: str = 'cpu'
     checkpointing: bool = False
+    """Recompute the blocks in the backward pass."""
 
 
 @dataclass
 class Subject:
-    """A model, and what is done with it.
-
-    `loss` and `predict` take the model to run: it may be compiled, or folded.
-    """
+    """A model with its input; `loss` and `predict` take the model, which may be compiled or folded."""
 
     name: str
     model: nn.Module
     img_size: tuple[int, int]
     loss: Callable[[nn.Module], torch.Tensor]
     predict: Callable[[nn.Module], Any]
+    cache: dict[str, nn.Module] = field(default_factory=dict)
+    """Other forms of the model."""
 
     @property
     def is_shared(self) -> bool:
@@ -60,27 +54,24 @@ class Subject:
 
 @dataclass(frozen=True)
 class Kind:
-    """A kind of models: how they are built, and what cannot be measured on them.
-
-    Attributes:
-        build: Builds; a function of a module, so that other processes find it.
-        check: Raises ValueError for a spec of which it is plain that it cannot be built.
-        missing: Measurement or option that is not available -> why.
-    """
+    """A kind of models."""
 
     build: Callable[[Spec], Subject]
+    """A function of a module, so that other processes find it."""
     check: Callable[[Spec], None] = lambda spec: None
+    """Raises ValueError for a spec that cannot be built."""
     missing: Mapping[str, str] = field(default_factory=dict)
+    """Measurement or option that is not available -> reason."""
 
 
 def check_timm(spec: Spec) -> None:
-    """Refuse what timm does not know, before anything is built.
+    """Check a spec before anything is built.
 
     Raises:
         ValueError: For an unknown model, an image size given twice, or reentrant checkpointing.
     """
     if ':' not in spec.name and not timm.is_model(spec.name):
-        raise ValueError(f'{spec.name!r} is no model that timm knows; see timm.list_models()')
+        raise ValueError(f'{spec.name!r} is not a model of timm; see timm.list_models()')
     if spec.img_size and 'img_size' in spec.model_args:
         raise ValueError(
             f'the image size is given twice, as --img-size {spec.img_size} and as '
@@ -88,13 +79,13 @@ def check_timm(spec: Spec) -> None:
         )
     if spec.checkpointing and use_reentrant_ckpt():
         raise ValueError(
-            'timm is set to reentrant checkpointing, which shared weights do not go with: unset '
+            'timm is set to reentrant checkpointing, which shared weights do not support: unset '
             'TIMM_REENTRANT_CKPT'
         )
 
 
 def timm_subject(spec: Spec) -> Subject:
-    """A timm model on random images, all of class 0.
+    """Build a timm model with random images, all of class 0.
 
     Raises:
         ValueError: For a model or an argument that timm refuses, or a model without checkpointing.

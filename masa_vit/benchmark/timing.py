@@ -1,62 +1,84 @@
-"""Time two calls in turn, so that what slows the machine down slows both."""
+"""Time two calls in alternation, so that a slow phase of the machine slows both."""
 
 from __future__ import annotations
 
-import time
-from collections.abc import Callable
+import statistics
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Any
 
-import torch
-
-from masa_vit.benchmark.measurement import Measurement
+from torch.utils.benchmark import timer  # waits for the accelerator
 
 Call = Callable[[], dict[str, float]]
-"""Runs once; returns the seconds of each of its parts by name."""
+"""Runs once; returns the seconds of its parts by name."""
 
 
-class Stopwatch:
-    """Seconds between laps; on CUDA by events, which let the host run ahead as it does in use."""
+@dataclass
+class Measurement:
+    """Values of a model and, pair by pair, of the model that it is compared with."""
 
-    def __init__(self, device: torch.device) -> None:
-        """Wait for the device to finish what it does, and start."""
-        self.device = device
-        self.laps: list[Any] = []
-        synchronize(device)
-        self.lap()
+    what: str
+    """For example 'training step'."""
+    unit: str
+    """'s', 'bytes', 'FLOPs', or '' for a count."""
+    model: list[float]
+    against: list[float] | None = None
+    """None without a comparison."""
+    setting: Mapping[str, Any] = field(default_factory=dict)
+    """Batch size, dtype, ...; empty if the values do not depend on them."""
 
-    def lap(self) -> None:
-        """End a lap, and start the next."""
-        if self.device.type == 'cuda':
-            event = torch.cuda.Event(enable_timing=True)
-            event.record(torch.cuda.current_stream(self.device))
-            self.laps.append(event)
-        else:
-            synchronize(self.device)
-            self.laps.append(time.perf_counter())
+    @property
+    def ratios(self) -> list[float]:
+        """Model over the other, pair by pair."""
+        return [a / b for a, b in zip(self.model, self.against or [], strict=bool(self.against))]
 
-    def seconds(self) -> list[float]:
-        """Seconds of each lap."""
-        synchronize(self.device)
-        pairs = zip(self.laps, self.laps[1:], strict=False)
-        if self.device.type == 'cuda':
-            return [start.elapsed_time(end) / 1000 for start, end in pairs]
-        return [end - start for start, end in pairs]
+    @property
+    def ratio(self) -> float | None:
+        """Median of the ratios."""
+        return statistics.median(self.ratios) if self.against else None
+
+    @property
+    def interval(self) -> tuple[float, float] | None:
+        """95 % confidence interval of the median ratio; None for fewer than six pairs."""
+        return median_interval(self.ratios)
+
+    def to_json(self) -> dict[str, Any]:
+        """Return medians of both, the ratio with its spread, and every value."""
+        return {
+            'what': self.what,
+            'unit': self.unit,
+            **self.setting,
+            'model': statistics.median(self.model),
+            'against': statistics.median(self.against) if self.against else None,
+            'ratio': self.ratio,
+            'interval': self.interval,
+            'ratios': self.ratios,
+            'values': {'model': self.model, 'against': self.against},
+        }
 
 
-def synchronize(device: torch.device) -> None:
-    """Wait until the device has finished all queued work."""
-    if device.type not in ('cpu', 'meta'):
-        torch.accelerator.synchronize(device)
+def median_interval(values: Sequence[float]) -> tuple[float, float] | None:
+    """Return the order statistics that cover the median with 95 %, for any distribution.
+
+    The k-th smallest of n values exceeds the median with the probability that fewer than k of n tosses
+    of a coin are heads. None where n is too small.
+    """
+    from scipy.stats import binom
+
+    ordered, count = sorted(values), len(values)
+    k = int(binom.ppf(0.025, count, 0.5)) if count else 0
+    if binom.cdf(k, count, 0.5) <= 0.025:
+        k += 1
+    return (ordered[k - 1], ordered[count - k]) if k else None
 
 
-def timed(what: str, function: Callable[[], Any], device: torch.device) -> Call:
-    """A call that takes the time of `function` under the name `what`."""
+def timed(what: str, function: Callable[[], Any]) -> Call:
+    """Return a call that times `function` under the name `what`."""
 
     def call() -> dict[str, float]:
-        watch = Stopwatch(device)
+        start = timer()
         function()
-        watch.lap()
-        return {what: watch.seconds()[0]}
+        return {what: timer() - start}
 
     return call
 
@@ -82,7 +104,7 @@ def time_pairs(model: Call, against: Call, pairs: int, warm_up: int = 1) -> list
 
 
 def time_alone(call: Call, runs: int, warm_up: int = 1) -> list[Measurement]:
-    """Time a call that has no counterpart, `runs` times after `warm_up` calls."""
+    """Time a call without a comparison, `runs` times after `warm_up` calls."""
     for _ in range(warm_up):
         call()
     results = [call() for _ in range(runs)]

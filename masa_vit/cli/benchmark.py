@@ -3,28 +3,29 @@
 from __future__ import annotations
 
 import argparse
-from collections.abc import Iterator
-from dataclasses import replace
 from itertools import product
+from pathlib import Path
+from typing import Any
 
 import torch
 
-from masa_vit.benchmark import gpu_suite, steps
-from masa_vit.benchmark.measurement import Measurement
-from masa_vit.benchmark.memory import peak_memory
-from masa_vit.benchmark.results import Report, describe_setting, plot_ratios, print_table
-from masa_vit.benchmark.sizes import UNITS, count_flops, count_sizes
-from masa_vit.benchmark.specs import (
+from masa_vit.benchmark import gpu_suite
+from masa_vit.benchmark.pairs import (
     DEFAULT_MEASURES,
+    MEASURES,
     SHARED_ONLY,
-    add_arguments,
-    check_arguments,
-    make_specs,
+    Plan,
+    build_pair,
+    measure_once,
+    measure_setting,
 )
+from masa_vit.benchmark.results import Report, describe_setting, plot_ratios, print_table
+from masa_vit.benchmark.steps import DTYPES
 from masa_vit.benchmark.subjects import TIMM, Kind, Spec, Subject
-from masa_vit.benchmark.timing import time_alone, time_pairs
-from masa_vit.export import fold
-from masa_vit.utils.arguments import require
+from masa_vit.export.folding import MASA_ARGS
+from masa_vit.models import dense_architecture
+from masa_vit.utils.arguments import parse_pair, positive_int, require
+from masa_vit.utils.staging import check_file
 
 EXAMPLES = """examples:
   masa-vit benchmark vit_base_masa_s4 --batch-size 1 4 16 64 --dtype fp32 bf16 --json times.json
@@ -33,62 +34,102 @@ EXAMPLES = """examples:
   masa-vit benchmark vit_tiny_masa_s4 --against vit_tiny_masa_s4 --against-args num_atoms=2
   masa-vit benchmark masa_vit::det/mask_rcnn_vit_masa.py --img-size 512 --batch-size 1"""
 
-__all__ = ['EXAMPLES', 'add_arguments', 'run']
 
-Pair = tuple[Subject, Subject]
-Specs = tuple[Spec, Spec]
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Add the arguments of `masa-vit benchmark`."""
+    parser.add_argument(
+        'model',
+        nargs='?',
+        default='',
+        help="a timm model, ours or any other; or a detector's config",
+    )
+    parser.add_argument(
+        '--suite',
+        choices=('gpu',),
+        help='measure ViT-S, ViT-B and ViT-L (or the MASA model MODEL alone) on a GPU, at batch sizes '
+        '64 and 256, in bf16, eager and compiled, in about 8 minutes; other options are ignored',
+    )
+    parser.add_argument(
+        '--against', help='the model to compare with; default: the dense model that MODEL folds to'
+    )
+    for option, owner in (('--model-args', 'MODEL'), ('--against-args', 'the other')):
+        parser.add_argument(
+            option,
+            nargs='+',
+            type=parse_pair,
+            default=[],
+            metavar='KEY=VALUE',
+            help=f'arguments of timm.create_model for {owner}',
+        )
+    parser.add_argument(
+        '--measure',
+        nargs='+',
+        choices=MEASURES,
+        metavar='WHAT',
+        help='; '.join(f'{name}: {text}' for name, text in MEASURES.items())
+        + f' (default: {" ".join(DEFAULT_MEASURES)})',
+    )
+    parser.add_argument('--batch-size', nargs='+', type=positive_int, default=[8], metavar='B')
+    parser.add_argument(
+        '--dtype', nargs='+', choices=DTYPES, default=['fp32'], help='bf16 is autocast'
+    )
+    parser.add_argument('--compile', action='store_true', help='torch.compile both models')
+    parser.add_argument(
+        '--checkpointing', action='store_true', help='recompute the blocks in the backward pass'
+    )
+    parser.add_argument(
+        '--img-size', type=positive_int, help='default: of the model, 1024 for detectors'
+    )
+    parser.add_argument('--pairs', type=positive_int, default=7, help='alternated pairs to time')
+    parser.add_argument('--warm-up', type=int, default=1, help='runs of each before that')
+    parser.add_argument('--device', default='cuda' if torch.cuda.is_available() else 'cpu')
+    parser.add_argument('--threads', type=positive_int, help='of torch on the CPU')
+    parser.add_argument('--json', '--out', type=Path, help='also write the results to this file')
+    parser.add_argument('--picture', type=Path, help='also draw the ratios (.png, .svg, .pdf)')
 
 
 def run(args: argparse.Namespace) -> int:
-    """Measure what the arguments ask for; print tables, write the JSON and the picture.
+    """Run `masa-vit benchmark`.
 
     Raises:
-        ValueError: For arguments that do not go together.
+        ValueError: For arguments that exclude each other.
         OSError: For a file that cannot be written.
     """
-    require('rich', *(['matplotlib'] if args.picture else []))
+    require('rich', 'scipy', *(['matplotlib'] if args.picture else []))
     if args.suite:
-        return gpu_suite.run(args)
+        return _run_suite(args)
+    if not args.model:
+        raise ValueError('expected MODEL, or --suite gpu')
     kind = TIMM
     if args.model.endswith('.py'):
         from masa_vit.detection.benchmark_subject import DETECTOR
 
         kind = DETECTOR
-    check_arguments(args, kind)
+    _check(args, kind)
     if args.threads:
         torch.set_num_threads(args.threads)
-    ours = ('run', 'command', 'traceback')  # of the command line, not of the benchmark
-    record = {key: value for key, value in vars(args).items() if key not in ours}
+    record = {k: v for k, v in vars(args).items() if k not in ('run', 'command', 'traceback')}
     for key in ('model_args', 'against_args'):
         record[key] = dict(record[key])
     report = Report(record, args.json)
 
-    specs = make_specs(args, args.batch_size[0])
-    pair = _build(kind, specs)
-    report.models = {
-        'model': pair[0].name,
-        'against': pair[1].name,
-        'img_size': pair[0].img_size,
-    }
+    specs = _specs(args, args.batch_size[0])
+    pair = build_pair(kind, specs)
+    report.models = {'model': pair[0].name, 'against': pair[1].name, 'img_size': pair[0].img_size}
     measures = _choose_measures(args, pair[0], report)
-    for row in _measure_once(args, kind, specs, pair, measures):
+    for row in measure_once(
+        Plan(kind, measures, pairs=args.pairs, warm_up=args.warm_up), specs, pair
+    ):
         report.add(row)
-    _print(report, {})
-    del pair  # the settings have models of their own
-
+    _print(report, 0)
+    del pair  # the settings build their models
     for batch_size, dtype in product(args.batch_size, args.dtype):
-        setting = {
-            'batch_size': batch_size,
-            'dtype': dtype,
-            'compile': args.compile,
-            'checkpointing': args.checkpointing,
-        }
-        specs = make_specs(args, batch_size)
-        for row in _measure_setting(args, kind, specs, dtype, measures, report):
-            report.add(replace(row, setting=setting))
-        _print(report, setting)
+        before = len(report.measurements)
+        plan = Plan(kind, measures, dtype, args.compile, args.pairs, args.warm_up)
+        measure_setting(plan, _specs(args, batch_size), report)
+        _print(report, before)
     if args.picture:
-        title = f'{pair_name(report)}, {args.device}, {torch.get_num_threads()} threads'
+        title = f'{_title(report)}, {args.device}, {torch.get_num_threads()} threads'
         args.picture.parent.mkdir(parents=True, exist_ok=True)
         plot_ratios(report.measurements, title).savefig(args.picture, dpi=150)
     for what in ('json', 'picture'):
@@ -97,117 +138,111 @@ def run(args: argparse.Namespace) -> int:
     return 0
 
 
-def pair_name(report: Report) -> str:
-    """Both models, in the order of the ratios."""
-    return f'{report.models["model"]} over {report.models["against"]}'
+def _run_suite(args: argparse.Namespace) -> int:
+    if not torch.cuda.is_available():
+        raise ValueError('--suite gpu: no GPU, torch.cuda.is_available() is False')
+    if torch.device(args.device).type != 'cuda':
+        raise ValueError(f'--suite gpu measures on CUDA, got --device {args.device}')
+    models = [args.model] if args.model else gpu_suite.MODELS
+    if not all(map(dense_architecture, models)):
+        raise ValueError(f'--suite gpu measures models such as {gpu_suite.MODELS[0]}, got {models}')
+    if args.json:
+        check_file(args.json)
+    report = Report({'suite': args.suite, 'device': args.device}, args.json)
+    gpu_suite.run_cases(gpu_suite.make_cases(models, args.device), report)
+    gpu_suite.print_results(report)
+    if args.json:
+        print(f'json: {args.json}')
+    return 0
 
 
-def _build(kind: Kind, specs: Specs) -> Pair:
-    torch.manual_seed(0)
-    model, against = (kind.build(spec) for spec in specs)
-    if model.img_size != against.img_size:
+def _specs(args: argparse.Namespace, batch_size: int) -> tuple[Spec, Spec]:
+    """Return the model and the other; a dense baseline has the arguments of the model."""
+    common: dict[str, Any] = dict(
+        batch_size=batch_size,
+        img_size=args.img_size,
+        device=args.device,
+        checkpointing=args.checkpointing,
+    )
+    model_args, against_args = dict(args.model_args), dict(args.against_args)
+    if args.against is None:
+        against_args = {**model_args, **against_args}
+    return (
+        Spec(args.model, False, model_args, **common),
+        Spec(args.against or args.model, args.against is None, against_args, **common),
+    )
+
+
+def _check(args: argparse.Namespace, kind: Kind) -> None:
+    """Refuse, before anything is built, what the kind, the device or the machine lacks."""
+    if args.warm_up < 0:
+        raise ValueError(f'--warm-up must be >= 0, got {args.warm_up}')
+    for name in (*(args.measure or ()), *(('compile',) if args.compile else ())):
+        if name in kind.missing:
+            raise ValueError(f'{name} is not available here: {kind.missing[name]}')
+    if args.against is None and (wrong := MASA_ARGS & set(dict(args.against_args))):
         raise ValueError(
-            f'{model.name!r} takes images of {model.img_size} pixels, {against.name!r} of '
-            f'{against.img_size}: choose one size, --img-size'
+            f'--against-args has {sorted(wrong)}, which the dense baseline does not take: name the '
+            f'other model, e.g. --against {args.model}'
         )
-    return model, against
+    try:
+        device = torch.device(args.device)
+        torch.empty(1, device=device)
+    except (RuntimeError, AssertionError, NotImplementedError) as error:
+        raise ValueError(f'--device {args.device}: {str(error).splitlines()[0]}') from error
+    if device.type == 'meta':
+        raise ValueError('--device meta computes nothing')
+    if 'bf16' in args.dtype and not torch.amp.is_autocast_available(device.type):
+        raise ValueError(f'--dtype bf16: torch has no autocast on {args.device}')
+    for spec in _specs(args, args.batch_size[0]):
+        kind.check(spec)
+    for path in filter(None, (args.json, args.picture)):
+        check_file(path)
+    if args.picture:
+        from matplotlib.backend_bases import FigureCanvasBase
+
+        known = FigureCanvasBase.get_supported_filetypes()
+        if args.picture.suffix.removeprefix('.').lower() not in known:
+            raise ValueError(
+                f'--picture {args.picture}: expected one of the suffixes {", ".join(sorted(known))}'
+            )
+    if args.compile:
+        _check_compile(args.device)
 
 
-def _choose_measures(args: argparse.Namespace, subject: Subject, report: Report) -> tuple[str, ...]:
-    """What was asked for; by default, what there is."""
+def _check_compile(device: str) -> None:
+    try:
+        torch.compile(lambda x: x.sin() + 1)(torch.ones(8, device=device))
+    except Exception as error:  # errors of several kinds, mostly a missing compiler
+        reason = ' '.join(str(error).partition('\n\n')[0].split())[:200]
+        raise ValueError(
+            f'torch.compile does not work on {device} here: {reason}. On a CPU it needs a C++ '
+            'compiler (g++ or clang++, or its path in the variable CXX); or leave out --compile.'
+        ) from error
+
+
+def _choose_measures(args: argparse.Namespace, subject: Subject, report: Report) -> list[str]:
+    chosen = args.measure or DEFAULT_MEASURES
     if subject.is_shared:
-        return tuple(args.measure or DEFAULT_MEASURES)
-    impossible = [name for name in args.measure or () if name in SHARED_ONLY]
-    if impossible:
+        return [*chosen]
+    if impossible := [name for name in args.measure or () if name in SHARED_ONLY]:
         raise ValueError(
             f'--measure {" ".join(impossible)}: nothing is shared in {subject.name!r}, so there is '
             'nothing to fold or to compress to'
         )
     if not args.measure:
         report.note(f'nothing is shared in {subject.name}: no evaluation after fold')
-    return tuple(name for name in args.measure or DEFAULT_MEASURES if name not in SHARED_ONLY)
+    return [name for name in chosen if name not in SHARED_ONLY]
 
 
-def _measure_once(
-    args: argparse.Namespace, kind: Kind, specs: Specs, pair: Pair, measures: tuple[str, ...]
-) -> Iterator[Measurement]:
-    """What depends on no setting."""
-    device = torch.device(args.device)
-    subject, against = pair
-    if 'sizes' in measures:
-        sizes, others = count_sizes(subject), count_sizes(against)
-        for what, unit in UNITS.items():
-            yield Measurement(what, unit, [sizes[what]], [others[what]])
-    if 'load' in measures:
-        with steps.loading(subject, device) as ours, steps.loading(against, device) as other:
-            yield from time_pairs(ours, other, args.pairs, args.warm_up)
-    if 'fold' in measures:
-        yield from time_alone(steps.folding(subject, device), args.pairs, args.warm_up)
-    if 'compress' in measures:
-        dense = kind.build(replace(specs[0], dense=True)).model
-        call = steps.compressing(dense, steps.num_atoms_of(subject.model), device)
-        yield from time_alone(call, args.pairs, args.warm_up)
+def _title(report: Report) -> str:
+    return f'{report.models["model"]} over {report.models["against"]}'
 
 
-def _measure_setting(
-    args: argparse.Namespace,
-    kind: Kind,
-    specs: Specs,
-    dtype: str,
-    measures: tuple[str, ...],
-    report: Report,
-) -> Iterator[Measurement]:
-    """What depends on batch size and precision; the processes first, while this one is small."""
-    device = torch.device(args.device)
-    for name, train in (('memory', True), ('eval-memory', False)):
-        if name in measures:
-            ours, others = (peak_memory(kind.build, s, dtype, args.compile, train) for s in specs)
-            what = 'training' if train else 'evaluation'
-            yield Measurement(f'peak memory of {what}', 'bytes', [ours[0]], [others[0]])
-            yield Measurement(f'- after imports, {what}', 'bytes', [ours[1]], [others[1]])
-    if 'sizes' in measures:
-        if 'flops' in kind.missing:
-            report.note(f'no FLOPs: {kind.missing["flops"]}')
-        else:
-            subject, against = (kind.build(replace(spec, device='meta')) for spec in specs)
-            flops, other_flops = count_flops(subject), count_flops(against)
-            for what in flops:
-                yield Measurement(what, 'FLOPs', [flops[what]], [other_flops[what]])
-    if {'train', 'eval', 'fold-eval'} & set(measures):
-        yield from _time_setting(args, _build(kind, specs), device, dtype, measures)
-
-
-def _time_setting(
-    args: argparse.Namespace,
-    pair: Pair,
-    device: torch.device,
-    dtype: str,
-    measures: tuple[str, ...],
-) -> Iterator[Measurement]:
-    torch.compiler.reset()  # what was compiled for other batch sizes would make sizes dynamic
-    subject, against = pair
-    how = (device, dtype, args.compile)
-    if 'train' in measures:
-        calls = (steps.training_step(subject, *how), steps.training_step(against, *how))
-        yield from time_pairs(*calls, args.pairs, args.warm_up)
-        del calls  # with the optimizers' states
-    if {'eval', 'fold-eval'} & set(measures):
-        other = steps.evaluation(against, against.model, *how)
-    if 'eval' in measures:
-        ours = steps.evaluation(subject, subject.model, *how)
-        yield from time_pairs(ours, other, args.pairs, args.warm_up)
-    if 'fold-eval' in measures:
-        folded = steps.evaluation(subject, fold(subject.model), *how)
-        for row in time_pairs(folded, other, args.pairs, args.warm_up):
-            yield replace(row, what='evaluation after fold')
-
-
-def _print(report: Report, setting: dict) -> None:
-    rows = [row for row in report.measurements if row.setting == setting]
-    if rows:
-        threads = f'{report.arguments["device"]}, {torch.get_num_threads()} threads'
+def _print(report: Report, start: int) -> None:
+    """Print the measurements from `start` on, which have one setting."""
+    if rows := report.measurements[start:]:
+        where = f'{report.arguments["device"]}, {torch.get_num_threads()} threads'
         height, width = report.models['img_size']
-        print_table(
-            f'{pair_name(report)}\n{describe_setting(setting)}, {height} x {width} px, {threads}',
-            rows,
-        )
+        setting = describe_setting(rows[0].setting)
+        print_table(f'{_title(report)}\n{setting}, {height} x {width} px, {where}', rows)

@@ -2,7 +2,7 @@ from __future__ import annotations
 
 import pytest
 
-from masa_vit.benchmark.measurement import Measurement
+from masa_vit.benchmark import Measurement
 from masa_vit.benchmark.results import plot_ratios, print_table
 
 SETTING = {'batch_size': 4, 'dtype': 'bf16', 'compile': True, 'checkpointing': True}

@@ -70,12 +70,10 @@ def test_a_loaded_file_gives_the_same_output(spec, tmp_path, options):
     images = torch.randn(2, 3, 32, 32)
     expected = subject.model.eval()(images)
     steps.save_weights(subject.model, tmp_path / 'x.safetensors')
-    load = steps._loader(subject, tmp_path / 'x.safetensors', CPU)
     with torch.no_grad():
         for parameter in subject.model.parameters():
             parameter.fill_(7.0)
-    loaded = load()
-    model = loaded if isinstance(loaded, nn.Module) else subject.model
+    model = steps.load(subject, tmp_path / 'x.safetensors', CPU)
     torch.testing.assert_close(model.eval()(images), expected, atol=1e-5, rtol=1e-4)
 
 
@@ -86,12 +84,14 @@ def test_loading_is_timed(spec):
     assert row.what == 'load'
 
 
-def test_fold_and_compress_are_timed(spec):
-    subject = timm_subject(spec())
+def test_compress_is_timed(spec, monkeypatch):
+    given = []
+    monkeypatch.setattr(
+        'masa_vit.compression.compress', lambda model, num_atoms: given.append(num_atoms)
+    )
     dense = timm_subject(spec(dense=True)).model
-    assert steps.num_atoms_of(subject.model) == 2
-    assert steps.folding(subject, CPU)()['fold'] > 0
-    assert steps.compressing(dense, 1, CPU)()['compress'] > 0
+    assert steps.compressing(dense, timm_subject(spec()).model)()['compress'] > 0
+    assert given == [2]
 
 
 def test_peak_memory_sees_the_activations(spec):

@@ -1,8 +1,16 @@
 from __future__ import annotations
 
-import torch
+import json
 
-from masa_vit.benchmark.timing import Stopwatch, time_alone, time_pairs, timed
+import pytest
+
+from masa_vit.benchmark.timing import (
+    Measurement,
+    median_interval,
+    time_alone,
+    time_pairs,
+    timed,
+)
 
 
 def test_pairs_are_alternated_after_the_warm_up():
@@ -26,16 +34,40 @@ def test_pairs_are_alternated_after_the_warm_up():
 
 def test_alone_runs_as_often_as_told():
     calls: list[None] = []
-    (row,) = time_alone(timed('x', lambda: calls.append(None), torch.device('cpu')), 3)
+    (row,) = time_alone(timed('x', lambda: calls.append(None)), 3)
     assert len(calls) == 1 + 3
     assert len(row.model) == 3
     assert row.against is None
 
 
-def test_laps_add_up(monkeypatch):
-    ticks = iter([10.0, 10.5, 12.0])
-    monkeypatch.setattr('masa_vit.benchmark.timing.time.perf_counter', lambda: next(ticks))
-    watch = Stopwatch(torch.device('cpu'))
-    watch.lap()
-    watch.lap()
-    assert watch.seconds() == [0.5, 1.5]
+def test_ratios_are_paired():
+    row = Measurement('x', 's', [1.0, 4.0, 9.0], [1.0, 2.0, 3.0], {'batch_size': 4})
+    assert row.ratios == [1.0, 2.0, 3.0]
+    assert row.ratio == 2.0
+    record = json.loads(json.dumps(row.to_json()))
+    assert record['batch_size'] == 4
+    assert (record['model'], record['against'], record['ratio']) == (4.0, 2.0, 2.0)
+    assert record['values'] == {'model': [1.0, 4.0, 9.0], 'against': [1.0, 2.0, 3.0]}
+
+
+def test_without_a_counterpart_there_is_no_ratio():
+    row = Measurement('fold', 's', [1.0, 3.0])
+    assert row.ratios == []
+    assert row.ratio is None
+    assert row.interval is None
+    assert row.to_json()['against'] is None
+
+
+def test_runs_without_a_partner_are_refused():
+    with pytest.raises(ValueError, match='shorter'):
+        Measurement('x', 's', [1.0, 2.0], [1.0]).ratios  # noqa: B018
+
+
+@pytest.mark.parametrize(
+    ('count', 'ranks'),
+    [(5, None), (6, (1, 6)), (7, (1, 7)), (9, (2, 8)), (15, (4, 12)), (20, (6, 15))],
+)
+def test_interval_has_the_ranks_of_the_sign_test(count, ranks):
+    """The ranks are those of the usual tables for 95 %."""
+    values = [float(value) for value in range(count, 0, -1)]
+    assert median_interval(values) == ranks

@@ -309,14 +309,13 @@ def test_channels_last(model, images):
 def test_the_benchmark_suite(args, tmp_path, capsys):
     report = Report({'device': str(DEVICE)}, tmp_path / 'suite.json')
     spec = Spec('vit_tiny_masa_s2', False, args, 2, device=str(DEVICE))
-    run_cases([Case(what, spec, False) for what in ('training', 'evaluation')], report, 60.0, 0.1)
+    measures = ('train', 'memory', 'eval', 'fold-eval')
+    run_cases([Case(measure, spec, False) for measure in measures], report, 120.0, pairs=1)
     result = json.loads((tmp_path / 'suite.json').read_text())
     assert result['notes'] == []
-    names = [row['what'] for row in result['results']]
-    assert names[-3:] == ['optimizer', 'evaluation', 'evaluation after fold']
+    names = {row['what'] for row in result['results']}
+    assert {'training step', 'peak memory of training', 'evaluation after fold'} <= names
     if IS_CUDA:
-        assert names[0] == 'peak memory'
-        assert result['results'][0]['model'] > 0
         assert result['machine']['device'] == torch.cuda.get_device_name()
     print_results(report)
     assert 'training step, 2' in capsys.readouterr().out
