@@ -1,6 +1,7 @@
-# make demo   set everything up, train a MASA ViT and its dense twin on real images, compare them
+# make demo   set everything up, train a MASA ViT and its dense baseline on real images, compare them
 # make test   set everything up, run the fast tests
 # make lint   set everything up, check style and types
+# make docs   set everything up, build the documentation site into build/site
 # make det    set everything up, with MMDetection
 #
 # make test-slow     the slow tests: long trainings, several processes, a browser
@@ -21,8 +22,9 @@ PYTEST = OMP_NUM_THREADS=1 $(BIN)/python -m pytest $(PYTEST_ARGS)
 NUMERICAL = $(addprefix tests/,compression export inspection layers models)
 STAMP = $(VENV)/.installed
 DET_STAMP = $(VENV)/.installed-det
+DOCS_STAMP = $(VENV)/.installed-docs
 
-.PHONY: demo test test-slow test-all test-kernels lint setup det
+.PHONY: demo test test-slow test-all test-kernels lint docs setup det
 
 demo: $(STAMP)
 	$(BIN)/python tools/compare.py configs/cls/vit_tiny_masa_s4_digits.py \
@@ -46,6 +48,9 @@ lint: $(STAMP)
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 
+docs: $(DOCS_STAMP)
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build
+
 setup: $(STAMP)
 
 det: $(DET_STAMP)
@@ -55,6 +60,10 @@ $(STAMP): pyproject.toml
 		{ echo "Python >= 3.10 is needed, $(PYTHON) is older: make PYTHON=python3.12 ..."; exit 1; }
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --disable-pip-version-check $(PIP_ARGS) -e '.[train,dev]'
+	@touch $@
+
+$(DOCS_STAMP): $(STAMP)
+	$(BIN)/python -m pip install --disable-pip-version-check $(PIP_ARGS) -e '.[docs]'
 	@touch $@
 
 $(DET_STAMP): $(STAMP)
