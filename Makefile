@@ -27,8 +27,8 @@ DOCS_STAMP = $(VENV)/.installed-docs
 .PHONY: demo test test-slow test-all test-kernels lint docs setup det
 
 demo: $(STAMP)
-	$(BIN)/python tools/compare.py configs/cls/vit_tiny_masa_s4_digits.py \
-		configs/cls/vit_tiny_dense_digits.py --work-dir work_dirs/demo/$$(date +%Y%m%d_%H%M%S)
+	$(BIN)/python tools/compare.py configs/cls/vit_tiny_masa_s4_digits.py --with-dense \
+		--work-dir work_dirs/demo/$$(date +%Y%m%d_%H%M%S)
 
 test: $(DET_STAMP)
 	$(PYTEST) -m 'not slow'

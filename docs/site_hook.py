@@ -8,8 +8,14 @@ from typing import Any
 
 from mkdocs.structure.files import File
 
-PAGES = {'README.md': 'index.md', **{f'{n}.md': f'{n}.md' for n in ('CONTRIBUTING', 'SECURITY')}}
-PAGES['CHANGELOG.md'] = 'CHANGELOG.md'
+PAGES = {
+    'configs/cls/README.md': 'recipes_cls.md',
+    'configs/det/README.md': 'recipes_det.md',
+    'README.md': 'index.md',
+    'CONTRIBUTING.md': 'CONTRIBUTING.md',
+    'SECURITY.md': 'SECURITY.md',
+    'CHANGELOG.md': 'CHANGELOG.md',
+}
 OTHERS = ('LICENSE', 'CITATION.cff')
 """Files without a page; links to them become text."""
 
@@ -18,7 +24,8 @@ def on_files(files: Any, config: Any) -> Any:
     """Generate the pages."""
     root = Path(config.config_file_path).parent
     for source, page in PAGES.items():
-        text = (root / source).read_text(encoding='utf-8').replace('](docs/', '](')
+        text = (root / source).read_text(encoding='utf-8')
+        text = re.sub(r'\]\((\.\./\.\./)?docs/', '](', text)
         files.append(File.generated(config, page, content=text))
     return files
 

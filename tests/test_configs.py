@@ -22,7 +22,7 @@ from masa_vit.training.run_table import is_table, load_table
 
 ROOT = Path(__file__).parents[1] / 'configs'
 CONFIGS = {path.stem: path for path in sorted((ROOT / 'cls').glob('*.py'))}
-MASA = [name for name in CONFIGS if '_masa_s4_' in name and '_mlp_' not in name]
+MASA = [name for name in CONFIGS if '_masa_s4_' in name]
 # side of the images in the files, by dataset
 SIDES = {
     'digits': 8,
@@ -50,7 +50,7 @@ class Fake(ImageDataset):
 def work_place(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Holds the folders that configs name, as compressing leaves them, but for the weights."""
     place = tmp_path_factory.mktemp('work_place')
-    d64 = load_config(CONFIGS['vit_d64_l12_dense_cifar10']).model.model_args.to_dict()
+    d64 = load_config(CONFIGS['vit_d64_l12_masa_s4_cifar10']).model.model_args.to_dict()
     for name, size, args in (('d64', 'tiny', d64), ('vit_base', 'base', {})):
         folder = place / 'work_dirs' / f'compressed_{name}'
         folder.mkdir(parents=True)
@@ -137,22 +137,6 @@ def test_hooks(name: str) -> None:
 
 
 @pytest.mark.parametrize('name', MASA)
-def test_baselines_differ_in_the_models_name_only(name: str) -> None:
-    masa = load_config(CONFIGS[name]).to_dict()
-    dense = load_config(CONFIGS[name.replace('masa_s4', 'dense')]).to_dict()
-    assert masa['model'].pop('model_name') != dense['model'].pop('model_name')
-    assert masa == dense
-
-
-@pytest.mark.parametrize('name', [name for name in CONFIGS if '_mlp_' in name])
-def test_mlp_configs_differ_in_the_coefficients_only(name: str) -> None:
-    mlp = load_config(CONFIGS[name]).to_dict()
-    direct = load_config(CONFIGS[name.replace('_mlp', '')]).to_dict()
-    assert mlp['model']['model_args'].pop('coefficients') == 'mlp'
-    assert mlp == direct
-
-
-@pytest.mark.parametrize('name', MASA)
 def test_attention_saved(name: str) -> None:
     counts = count_parameters(meta_model(load_config(CONFIGS[name])))
     expected = 5 / 6 if '_l24_' in name else 2 / 3
@@ -189,9 +173,8 @@ def test_start_method_is_the_platforms(
 
 
 @pytest.mark.parametrize('data', ['cifar10', 'cifar100'])
-@pytest.mark.parametrize('kind', ['masa_s4', 'dense'])
-def test_torchvision_variants_differ_in_the_data_only(data: str, kind: str) -> None:
-    name = f'vit_d64_l12_{kind}_{data}'
+def test_torchvision_variants_differ_in_the_data_only(data: str) -> None:
+    name = f'vit_d64_l12_masa_s4_{data}'
     files, downloaded = (load_config(CONFIGS[n]) for n in (name, f'{name}_torchvision'))
     for split in ('train', 'val'):
         old, new = (cfg[f'{split}_dataloader'].pop('dataset') for cfg in (files, downloaded))

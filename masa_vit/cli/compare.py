@@ -8,6 +8,8 @@ from pathlib import Path
 
 from masa_vit.cli.config_arguments import add_training
 from masa_vit.training.comparison import compare
+from masa_vit.training.config_variants import load_variant
+from masa_vit.training.configs import load_config
 from masa_vit.training.run_table import is_table, load_table, train_runs
 from masa_vit.training.stopping import exit_code_when_stopped
 from masa_vit.training.table_report import FILES, markdown, write_report
@@ -15,7 +17,7 @@ from masa_vit.utils.arguments import positive_int
 from masa_vit.utils.config_paths import resolve_config
 
 EXAMPLES = """examples:
-  masa-vit compare masa_vit::cls/vit_tiny_masa_s4_digits.py masa_vit::cls/vit_tiny_dense_digits.py
+  masa-vit compare masa_vit::cls/vit_tiny_masa_s4_digits.py --with-dense
   masa-vit compare a.py b.py --work-dir work_dirs/pair --resume
   masa-vit compare table.py --work-dir work_dirs/table --jobs 2   # rows x seeds; again to continue"""
 
@@ -23,7 +25,10 @@ EXAMPLES = """examples:
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the arguments of `masa-vit compare`."""
     parser.add_argument(
-        'configs', nargs='+', metavar='CONFIG', help='two or more configs, or a table of runs'
+        'configs', nargs='+', metavar='CONFIG', help='configs, or one table of runs'
+    )
+    parser.add_argument(
+        '--with-dense', action='store_true', help='also train the dense baseline of each config'
     )
     parser.add_argument('--work-dir', help='outputs (default: work_dirs/compare_<time>)')
     parser.add_argument(
@@ -40,8 +45,11 @@ def run(args: argparse.Namespace) -> int:
     """Run `masa-vit compare`."""
     if len(args.configs) == 1 and is_table(args.configs[0]):
         return _run_table(args)
+    configs = [load_config(config) for config in args.configs]
+    if args.with_dense:
+        configs += [load_variant(config, dense=True) for config in args.configs]
     compare(
-        args.configs,
+        configs,
         args.work_dir,
         resume=args.resume,
         amp=args.amp,
@@ -53,11 +61,17 @@ def run(args: argparse.Namespace) -> int:
 
 
 def _run_table(args: argparse.Namespace) -> int:
-    used = {'--amp': args.amp, '--seed': args.seed is not None, '--cfg-options': args.cfg_options}
-    if given := [
-        name for name, value in {**used, '--auto-scale-lr': args.auto_scale_lr}.items() if value
-    ]:
-        raise ValueError(f'{", ".join(given)} with a table: put them into its base or rows')
+    if (
+        args.amp
+        or args.seed is not None
+        or args.cfg_options
+        or args.auto_scale_lr
+        or args.with_dense
+    ):
+        raise ValueError(
+            '--amp, --seed, --auto-scale-lr, --cfg-options and --with-dense are for configs: set these '
+            'in the base or the rows of the table'
+        )
     file = resolve_config(args.configs[0])
     folder = Path(args.work_dir or f'work_dirs/{file.stem}').resolve()
     table = load_table(file)

@@ -1,13 +1,19 @@
-"""What the command lines of trainings, tests and predictions have in common."""
+"""Arguments of the commands that take a config."""
 
 from __future__ import annotations
 
 import argparse
+from typing import TYPE_CHECKING
 
+from masa_vit.models.schemes import SCHEMES
+from masa_vit.training.config_variants import load_variant
 from masa_vit.training.configs import DictAction
 
+if TYPE_CHECKING:
+    from mmengine.config import Config
+
 CONFIG = 'path, or masa_vit::cls/<name>.py (det/ for detectors)'
-"""What a config can be."""
+"""Help text for a config."""
 
 
 def add_cfg_options(parser: argparse.ArgumentParser, example: str) -> None:
@@ -18,6 +24,23 @@ def add_cfg_options(parser: argparse.ArgumentParser, example: str) -> None:
         action=DictAction,
         metavar='KEY=VALUE',
         help=f'overrides of the config, e.g. {example}',
+    )
+
+
+def add_variant(parser: argparse.ArgumentParser) -> None:
+    """Add the switches of `load_variant`."""
+    group = parser.add_argument_group('variant', 'another sharing of the MASA model of CONFIG')
+    group.add_argument('--dense', action='store_true', help='the dense baseline')
+    group.add_argument(
+        '--coefficients', choices=['direct', 'channel', 'mlp'], help='source of the coefficients'
+    )
+    group.add_argument('--scheme', choices=SCHEMES, metavar='NAME', help=', '.join(SCHEMES))
+
+
+def config_of(args: argparse.Namespace) -> Config:
+    """Load `args.config` in the chosen variant."""
+    return load_variant(
+        args.config, dense=args.dense, coefficients=args.coefficients, scheme=args.scheme
     )
 
 
@@ -32,7 +55,7 @@ def add_launcher(parser: argparse.ArgumentParser) -> None:
 
 
 def add_training(parser: argparse.ArgumentParser) -> None:
-    """Add how to train, one config or several: the names are those of `train`."""
+    """Add the arguments of `train`, for one config or several."""
     parser.add_argument('--amp', action='store_true', help='mixed precision')
     parser.add_argument('--seed', type=int, help='of all random numbers')
     parser.add_argument(

@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-from masa_vit.cli.config_arguments import CONFIG
+from masa_vit.cli.config_arguments import CONFIG, add_variant, config_of
 from masa_vit.training.run_folding import fold_run
 
 EXAMPLES = """examples:
@@ -19,10 +19,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument('checkpoint', help='a file that training wrote')
     parser.add_argument('--out', type=Path, required=True, help='folder for config and checkpoint')
     parser.add_argument('--force', action='store_true', help='overwrite them')
+    add_variant(parser)
 
 
 def run(args: argparse.Namespace) -> int:
     """Run `masa-vit fold`."""
-    config, checkpoint = fold_run(args.config, args.checkpoint, args.out, args.force)
+    config, checkpoint = fold_run(config_of(args), args.checkpoint, args.out, args.force)
     print(f'config:     {config}\ncheckpoint: {checkpoint}')
     return 0

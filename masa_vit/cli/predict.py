@@ -9,7 +9,7 @@ from typing import Any
 
 from mmengine.config import Config
 
-from masa_vit.cli.config_arguments import CONFIG, add_cfg_options
+from masa_vit.cli.config_arguments import CONFIG, add_cfg_options, add_variant, config_of
 from masa_vit.training.configs import load_config
 from masa_vit.utils.images import find_images
 from masa_vit.utils.staging import write_atomically
@@ -57,12 +57,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         default='raise',
         help='at an image that cannot be read: stop (default), or note it and go on',
     )
+    add_variant(parser)
     add_cfg_options(parser, 'model.num_classes=5')
 
 
 def run(args: argparse.Namespace) -> int:
     """Run `masa-vit predict`."""
-    cfg = load_config(args.config, args.cfg_options)
+    cfg = load_config(config_of(args), args.cfg_options)
     task = _task(cfg)
     for name in ('batch_size', 'topk', 'score_thr'):
         if getattr(args, name) is None:

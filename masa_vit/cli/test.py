@@ -4,7 +4,13 @@ from __future__ import annotations
 
 import argparse
 
-from masa_vit.cli.config_arguments import CONFIG, add_cfg_options, add_launcher
+from masa_vit.cli.config_arguments import (
+    CONFIG,
+    add_cfg_options,
+    add_launcher,
+    add_variant,
+    config_of,
+)
 from masa_vit.training.evaluation import test
 from masa_vit.training.launch import is_rank_0
 
@@ -25,13 +31,14 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument('--force', action='store_true', help='overwrite --out')
     parser.add_argument('--amp', action='store_true', help='mixed precision')
     add_launcher(parser)
+    add_variant(parser)
     add_cfg_options(parser, 'val_dataloader.batch_size=64')
 
 
 def run(args: argparse.Namespace) -> int:
     """Run `masa-vit test`."""
     metrics = test(
-        args.config,
+        config_of(args),
         args.checkpoint,
         args.work_dir,
         out=args.out,

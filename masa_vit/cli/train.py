@@ -5,12 +5,13 @@ from __future__ import annotations
 import argparse
 from typing import Any
 
-from masa_vit.cli.config_arguments import CONFIG, add_launcher, add_training
+from masa_vit.cli.config_arguments import CONFIG, add_launcher, add_training, add_variant, config_of
 from masa_vit.training.launch import is_rank_0, train
 from masa_vit.training.stopping import exit_code_when_stopped
 
 EXAMPLES = """examples:
   masa-vit train masa_vit::cls/vit_tiny_masa_s4_digits.py
+  masa-vit train masa_vit::cls/vit_tiny_masa_s4_digits.py --dense   # its dense baseline
   masa-vit train my_config.py --work-dir work_dirs/a --cfg-options train_cfg.max_epochs=5
   masa-vit train my_config.py --work-dir work_dirs/a --resume
   torchrun --nproc-per-node 2 tools/train.py my_config.py --launcher pytorch"""
@@ -28,6 +29,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="go on from the work dir's last checkpoint, if there is one, or from PATH",
     )
     add_launcher(parser)
+    add_variant(parser)
     add_training(parser)
 
 
@@ -35,7 +37,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> int:
     """Run `masa-vit train`."""
     summary = train(
-        args.config,
+        config_of(args),
         args.work_dir,
         resume=args.resume,
         amp=args.amp,

@@ -23,7 +23,7 @@ _COLUMNS = ('top1', 'bbox_mAP')  # what the metric shown ends in, if there is on
 
 
 def compare(
-    configs: Sequence[str | Path],
+    configs: Sequence[str | Path | Config],
     work_dir: str | Path | None = None,
     *,
     resume: bool = False,
@@ -36,7 +36,7 @@ def compare(
     with sharing, `<name>/coefficients.png`.
 
     Args:
-        configs: paths or `masa_vit::...` names, with different file names.
+        configs: paths, `masa_vit::...` names or loaded configs, with different file names.
         work_dir: by default `work_dirs/compare_<time>`.
         resume: take finished trainings as they are and continue the others.
         metric: the column shown; by default the first whose name ends in top1 or bbox_mAP, else
@@ -53,11 +53,11 @@ def compare(
     if resume and work_dir is None:
         raise ValueError('compare: --resume needs the --work-dir of the comparison to go on with.')
     work_dir = Path(work_dir or f'work_dirs/compare_{time.strftime("%Y%m%d_%H%M%S")}').resolve()
-    folders = {work_dir / Path(str(config).rpartition('::')[2]).stem: config for config in configs}
+    folders = {work_dir / Path(_file(config)).stem: config for config in configs}
     if len(folders) < len(configs):
         raise ValueError(
-            f'compare: the configs {[str(c) for c in configs]} have file names in common; each '
-            'needs a name of its own, for its folder and its row.'
+            f'compare: the configs {[*map(_file, configs)]} have file names in common; rename one, for '
+            'its folder and its row.'
         )
     for folder, config in folders.items():  # before hours are spent
         cfg = load_config(config, train_options.get('cfg_options'))
@@ -68,11 +68,11 @@ def compare(
 
     rows, histories = [], {}
     for number, (folder, config) in enumerate(folders.items(), 1):
-        print(f'--- {number}/{len(folders)}: {config}', flush=True)
+        print(f'--- {number}/{len(folders)}: {_file(config)}', flush=True)
         summary = _summary_of(folder) if resume else None
         if summary is None or not summary['finished']:
             summary = train(config, folder, resume='auto' if resume else None, **train_options)
-        rows.append(_row(folder, str(config), summary, metric))
+        rows.append(_row(folder, _file(config), summary, metric))
         histories[folder.name] = summary['history']
 
     plot_curves(histories, rows[0]['metric']).savefig(work_dir / 'curves.png', dpi=120)
@@ -80,6 +80,10 @@ def compare(
     write_atomically(work_dir / 'compare.md', _markdown(rows))
     _print(rows, work_dir)
     return rows
+
+
+def _file(config: str | Path | Config) -> str:
+    return str(config.filename) if isinstance(config, Config) else str(config).rpartition('::')[2]
 
 
 def _summary_of(folder: Path) -> dict[str, Any] | None:

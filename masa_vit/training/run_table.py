@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import json
 import os
 import signal
@@ -77,8 +78,14 @@ class RunTable:
 
 def is_table(path: str | Path) -> bool:
     """Return whether a Python file is a table of runs rather than a config."""
-    file = resolve_config(path)
-    return 'rows' in Config.fromfile(str(file), lazy_import=False)
+    try:
+        statements = ast.parse(resolve_config(path).read_text(encoding='utf-8')).body
+    except SyntaxError:  # a broken config: reading it names the place
+        return False
+    return any(
+        isinstance(node, ast.Assign) and getattr(node.targets[0], 'id', '') == 'rows'
+        for node in statements
+    )
 
 
 def load_table(path: str | Path) -> RunTable:

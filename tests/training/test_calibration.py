@@ -16,12 +16,12 @@ def run(tmp_path):
     """Config and checkpoint of a dense classifier, trained for a moment."""
     config = tmp_path / 'mine.py'
     config.write_text(
-        "_base_ = 'masa_vit::cls/vit_tiny_dense_digits.py'\n"
+        "_base_ = 'masa_vit::cls/vit_tiny_masa_s4_digits.py'\n"
         f'model = dict(model_args={SIZE!r})\n'
         'train_cfg = dict(max_epochs=1)\n'
     )
-    assert main(['train', str(config), '--work-dir', str(tmp_path / 'run')]) == 0
-    return config, tmp_path / 'run' / 'epoch_1.pth'
+    assert main(['train', str(config), '--dense', '--work-dir', str(tmp_path / 'run')]) == 0
+    return tmp_path / 'run' / 'mine_dense.py', tmp_path / 'run' / 'epoch_1.pth'
 
 
 def test_compress_and_fine_tune(run, tmp_path, capsys):
@@ -42,7 +42,7 @@ def test_compress_and_fine_tune(run, tmp_path, capsys):
 
     tuned = tmp_path / 'tuned.py'
     tuned.write_text(
-        "_base_ = 'masa_vit::cls/vit_tiny_dense_digits.py'\n"
+        "_base_ = 'masa_vit::cls/vit_tiny_masa_s4_digits.py'\n"
         f"model = dict(_delete_=True, type='ImageClassifier', model_name='local-dir:{out}',\n"
         f"    num_classes=10, init_from='{out}')\n"
         'train_cfg = dict(max_epochs=1)\n'

@@ -7,8 +7,7 @@ data_preprocessor = dict(
 )
 _hint = (
     'A config that downloads CIFAR-10 instead: '
-    'masa_vit::cls/vit_d64_l12_masa_s4_cifar10_torchvision.py, its dense baseline: '
-    'masa_vit::cls/vit_d64_l12_dense_cifar10_torchvision.py'
+    'masa_vit::cls/vit_d64_l12_masa_s4_cifar10_torchvision.py (--dense: its dense baseline)'
 )
 train_pipeline = [
     dict(

@@ -1,4 +1,0 @@
-# The dense baseline: the same but for the model's name.
-_base_ = './vit_d192_l12_p8_masa_s4_cifar10.py'
-
-model = dict(model_name='vit_tiny_patch16_224')

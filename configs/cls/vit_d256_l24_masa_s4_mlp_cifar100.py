@@ -1,4 +1,0 @@
-# As in the paper: an MLP makes the coefficients from one trainable embedding a layer.
-_base_ = './vit_d256_l24_masa_s4_cifar100.py'
-
-model = dict(model_args=dict(coefficients='mlp'))

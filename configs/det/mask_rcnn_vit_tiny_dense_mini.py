@@ -1,3 +1,0 @@
-_base_ = './mask_rcnn_vit_tiny_masa_mini.py'
-
-model = dict(backbone=dict(model_name='vit_tiny_patch16_224'))
