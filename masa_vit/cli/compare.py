@@ -32,7 +32,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument('--work-dir', help='outputs (default: work_dirs/compare_<time>)')
     parser.add_argument(
-        '--resume', action='store_true', help='skip finished trainings, go on with the others'
+        '--resume', action='store_true', help='skip finished trainings, continue the others'
     )
     parser.add_argument(
         '--jobs', type=positive_int, default=1, help='runs of a table at a time (default: 1)'

@@ -16,7 +16,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
     Returns:
         0 when all went well, 1 after an error (message on stderr), 2 after wrong arguments, 75 after a
-        training that a signal ended and that can go on, 130 after Ctrl-C elsewhere.
+        training that a signal stopped and that can be resumed, 130 after Ctrl-C elsewhere.
     """
     arguments = list(sys.argv[1:] if argv is None else argv)
     command = None
@@ -34,7 +34,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     except SystemExit as stop:  # argparse: 0 after --help, 2 after wrong arguments
         return stop.code if isinstance(stop.code, int) else 1
     except KeyboardInterrupt:
-        hint = '; go on with --resume' if command in ('train', 'compare') else ''
+        hint = '; continue with --resume' if command in ('train', 'compare') else ''
         print(f'\ninterrupted{hint}', file=sys.stderr)
         return 130
     except Exception as error:

@@ -55,7 +55,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         '--on-error',
         choices=['raise', 'skip'],
         default='raise',
-        help='at an image that cannot be read: stop (default), or note it and go on',
+        help='at an image that cannot be read: stop (default), or report it and continue',
     )
     add_variant(parser)
     add_cfg_options(parser, 'model.num_classes=5')

@@ -26,7 +26,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         nargs='?',
         const='auto',
         metavar='auto|PATH',
-        help="go on from the work dir's last checkpoint, if there is one, or from PATH",
+        help="continue from the work dir's last checkpoint, if there is one, or from PATH",
     )
     add_launcher(parser)
     add_variant(parser)

@@ -23,7 +23,7 @@ from masa_vit.detection.attention import WindowedAttention
 from masa_vit.models import create_timm_model, load_weights
 
 _HEAD = ('norm.', 'fc_norm.', 'attn_pool.', 'head.')
-"""What a classifier has beyond a backbone, by timm's names."""
+"""Parts of a classifier that a backbone lacks, by timm's names."""
 
 
 @MODELS.register_module()
@@ -121,7 +121,7 @@ class MasaViT(BaseModule):
             block.attn.pad = pad
 
     def init_weights(self) -> None:
-        """Load the weights that `init_cfg` names, and report what matched.
+        """Load the weights of `init_cfg`, and report the outcome.
 
         timm initialised the model at its creation; nothing is drawn anew.
 

@@ -97,7 +97,7 @@ DETECTOR = Kind(
         'compile': 'mmdet does not compile',
         'load': 'files of detectors are read into the model that was trained',
         'compress': 'detectors cannot be compressed',
-        'flops': 'what a detector computes depends on what it finds',
+        'flops': 'the computation of a detector depends on its proposals',
     },
 )
 """Detectors of MMDetection, by their configs."""

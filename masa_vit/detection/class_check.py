@@ -12,7 +12,8 @@ from mmengine.hooks import Hook
 from mmengine.model import is_model_wrapper
 from mmengine.registry import HOOKS
 
-from masa_vit.detection.coco_json import segmentation_problem, some
+from masa_vit.detection.coco_json import segmentation_problem
+from masa_vit.utils.messages import first_of
 
 __all__ = ['DetClassesCheckHook']
 
@@ -82,7 +83,7 @@ def _classes(dataset: Any, split: str) -> list[str] | None:
     if isinstance(metainfo, list):  # mmdet's ConcatDataset of datasets that differ
         classes = [list(part.get('classes') or ()) for part in metainfo]
         if any(names != classes[0] for names in classes):
-            listed = '; '.join(some(names) for names in classes)
+            listed = '; '.join(first_of(names) for names in classes)
             raise ValueError(
                 f'the {split} data joins datasets with different classes ({listed}): class indices '
                 "would not match.\nGive all of them the same metainfo['classes']."
@@ -99,7 +100,7 @@ def _classes(dataset: Any, split: str) -> list[str] | None:
 
 def _difference(train: list[str], val: list[str]) -> str:
     where = '; '.join(
-        f'only in {split}: {some(names)}'
+        f'only in {split}: {first_of(names)}'
         for split, names in (
             ('training', [name for name in train if name not in val]),
             ('validation', [name for name in val if name not in train]),
@@ -127,7 +128,7 @@ def _check_heads(runner: Any, split: str, classes: Sequence[str] | None) -> None
             wrong[_config_key(runner.cfg.get('model'), parts)] = found
     if wrong:
         raise ValueError(
-            f'the {split} data has {len(classes)} classes ({some(classes)}), but the model has '
+            f'the {split} data has {len(classes)} classes ({first_of(classes)}), but the model has '
             + ', '.join(f'{key}={found}' for key, found in wrong.items())
             + '.\nSet them in the config, or: --cfg-options '
             + ' '.join(f'{key}={len(classes)}' for key in wrong)
@@ -153,8 +154,8 @@ def _check_categories(coco: Any, classes: Sequence[str]) -> None:
     names = [category['name'] for category in coco.dataset['categories']]
     if [name for name in names if name in classes] != list(classes):
         raise ValueError(
-            f"its categories are {some(names)}; metainfo['classes'] names {some(classes)}, and the "
-            'order must be the same'
+            f'its categories are {first_of(names)}; '
+            f"metainfo['classes'] names {first_of(classes)}, and the order must be the same"
         )
 
 
@@ -164,7 +165,7 @@ def _check_images(runner: Any, coco: Any, dataset: Any, split: str) -> None:
     infos = [dataset.get_data_info(index) for index in range(len(dataset))]
     paths = {info['img_id']: info['img_path'] for info in infos}
     names = {id_: image['file_name'] for id_, image in coco.imgs.items()}
-    # ids alone do not tell: in most files they count from 1
+    # ids are not enough: in most files they count from 1
     if unknown := [
         path
         for id_, path in paths.items()
@@ -172,7 +173,7 @@ def _check_images(runner: Any, coco: Any, dataset: Any, split: str) -> None:
     ]:
         raise ValueError(
             f'{len(unknown)} of the {len(paths)} {split} images are not in it, or not with the same '
-            f'id ({some(unknown)})'
+            f'id ({first_of(unknown)})'
         )
     if len(paths) < len(names):
         runner.logger.log(

@@ -15,8 +15,9 @@ from mmdet.registry import DATASETS, METRICS
 from mmengine.fileio import get_local_path
 from mmengine.logging import print_log
 
-from masa_vit.detection.coco_json import LAYOUT, annotation_problem, read_coco, some
+from masa_vit.detection.coco_json import LAYOUT, annotation_problem, read_coco
 from masa_vit.utils.images import UnreadableImageError, read_image, read_size
+from masa_vit.utils.messages import first_of
 
 __all__ = ['CheckedCocoDataset', 'CheckedCocoMetric']
 
@@ -24,7 +25,7 @@ _SIZES = 2000  # images whose size is compared at the start; all are when they a
 
 
 def make_coco(content: dict) -> COCO:
-    """The index of pycocotools for what `read_coco` read."""
+    """Index the content of `read_coco` by pycocotools."""
     coco = COCO()
     coco.dataset = content
     coco.createIndex()
@@ -94,7 +95,7 @@ class CheckedCocoDataset(CocoDataset):
         return loaded
 
     def COCOAPI(self, path: str) -> COCO:
-        """What CocoDataset reads its file with: here without what cannot be used."""
+        """Read the file for CocoDataset, without unusable annotations."""
         if 'img' not in self.data_prefix:
             raise ValueError(
                 f'data_prefix={self.data_prefix} has no img; expected the folder of the images, '
@@ -125,14 +126,14 @@ class CheckedCocoDataset(CocoDataset):
         listed = f'metainfo=dict(classes=({", ".join(map(repr, found))},))'
         if not set(classes) & set(found):
             raise ValueError(
-                f'{where} has none of the {len(classes)} classes {some(classes)}. '
+                f'{where} has none of the {len(classes)} classes {first_of(classes)}. '
                 f'Its categories are: {", ".join(map(str, found)) or "(none)"}.\n'
                 f"Set them in the config's datasets, for training and validation alike: {listed}; "
                 f'and num_classes={len(found)} in the heads of the model.'
             )
         if missing := [name for name in classes if name not in found]:
             raise ValueError(
-                f'{where} has no category {some(missing)}, which metainfo["classes"] names. '
+                f'{where} has no category {first_of(missing)}, which metainfo["classes"] names. '
                 f'Its categories are: {", ".join(map(str, found))}.\n'
                 'Remove these names from the classes (and num_classes in the heads of the model), '
                 'or add them to the categories of the file.'
@@ -148,7 +149,7 @@ class CheckedCocoDataset(CocoDataset):
             )
 
     def _usable(self, content: dict, names: dict) -> list[dict]:
-        """The annotations of our classes that can be trained on; says what becomes of the rest."""
+        """Return the usable annotations of the classes, and report the rest."""
         images = {image['id']: image for image in content['images']}
         masks = any(getattr(step, 'with_mask', False) for step in self.pipeline.transforms)
         classes = set(self._metainfo['classes'])
@@ -195,7 +196,7 @@ class CheckedCocoDataset(CocoDataset):
             return
         total = sum(map(len, bad.values()))
         text = f'{where}: {total} of {total + kept} annotations cannot be used:' + ''.join(
-            f'\n  {len(cases)} with {problem} ({"; ".join(cases[:3])}{"; ..." * (len(cases) > 3)})'
+            f'\n  {len(cases)} with {problem} ({first_of(cases, 3)})'
             for problem, cases in bad.items()
         )
         if self.on_bad_annotation == 'raise' or (not kept and not self.test_mode):
@@ -216,7 +217,7 @@ class CheckedCocoDataset(CocoDataset):
             raise ValueError(
                 f'{where} leaves no image to {"test" if self.test_mode else "train"} on: it has '
                 f'{len(self.data_list)} images, {empty} of them without an object of '
-                f"metainfo['classes'] ({some(self._metainfo['classes'])}), and filter_cfg is "
+                f"metainfo['classes'] ({first_of(self._metainfo['classes'])}), and filter_cfg is "
                 f'{self.filter_cfg}.'
             )
         if self._is_local():
@@ -224,7 +225,7 @@ class CheckedCocoDataset(CocoDataset):
             if missing:
                 raise FileNotFoundError(
                     f'{len(missing)} of the {len(kept)} images that {where} lists do not exist: '
-                    f'{some([os.path.abspath(path) for path in missing])}.\n'
+                    f'{first_of([os.path.abspath(path) for path in missing])}.\n'
                     f'file_name in the file is relative to data_prefix.img. {LAYOUT}'
                 )
             self._check_sizes(kept)
@@ -244,7 +245,7 @@ class CheckedCocoDataset(CocoDataset):
         if wrong:
             raise ValueError(
                 f'{os.path.abspath(self.ann_file)}: {len(wrong)} images have another size than their '
-                f'files: {some(wrong, 3)}. Boxes would lie elsewhere: correct width and height, or use '
+                f'files: {first_of(wrong, 3)}. Correct width and height, or use '
                 'the images that were annotated (images are turned as their EXIF orientation says).'
             )
 
@@ -286,11 +287,11 @@ def _check_classes(classes: Any) -> None:
     if not classes:
         raise ValueError("metainfo['classes'] is empty; expected the names of the categories")
     if twice := [name for name, count in Counter(classes).items() if count > 1]:
-        raise ValueError(f"metainfo['classes'] has names more than once: {some(twice)}")
+        raise ValueError(f"metainfo['classes'] has names more than once: {first_of(twice)}")
 
 
 def _missing_files(paths: list[str]) -> list[str]:
-    """Those of the paths where there is no file; folders are listed once, which is fast."""
+    """Return the paths without a file; folders are listed once, which is fast."""
     by_folder: defaultdict[str, list[str]] = defaultdict(list)
     for path in paths:
         by_folder[os.path.dirname(path)].append(path)

@@ -6,12 +6,14 @@ import json
 import math
 import os
 from collections import Counter
-from collections.abc import Hashable, Iterable, Sequence
+from collections.abc import Hashable, Iterable
 from typing import Any
 
 import numpy as np
 
-__all__ = ['LAYOUT', 'annotation_problem', 'read_coco', 'segmentation_problem', 'some']
+from masa_vit.utils.messages import first_of
+
+__all__ = ['LAYOUT', 'annotation_problem', 'read_coco', 'segmentation_problem']
 
 LAYOUT = (
     'Expected data_root/ann_file, as in DIR/annotations/instances_train2017.json, and the images in '
@@ -42,8 +44,8 @@ def read_coco(path: str, with_annotations: bool = True) -> dict:
             are.
 
     Raises:
-        FileNotFoundError: if there is no such file.
-        ValueError: if it is no JSON, lacks what COCO's format has, has a field of another type, or gives
+        FileNotFoundError: if the file does not exist.
+        ValueError: if it is not JSON, lacks keys of COCO's format, has a field of another type, or gives
             an id twice.
     """
     where = os.path.abspath(path)
@@ -54,7 +56,7 @@ def read_coco(path: str, with_annotations: bool = True) -> dict:
             content = json.load(file)
     except (ValueError, RecursionError) as error:  # JSONDecodeError, UnicodeDecodeError
         raise ValueError(
-            f'{where} is no JSON, or was cut short ({error}); expected a file in COCO format'
+            f'{where} is not JSON, or is truncated ({error}); expected a file in COCO format'
         ) from error
     lists = ['images', 'categories', *(['annotations'] if with_annotations else [])]
     found = content if isinstance(content, dict) else {}
@@ -79,7 +81,7 @@ def read_coco(path: str, with_annotations: bool = True) -> dict:
         if not _is_positive(entry['width']) or not _is_positive(entry['height'])
     ]:
         raise ValueError(
-            f'{where}: {len(bad)} images have no positive width and height: {some(bad)}'
+            f'{where}: {len(bad)} images have no positive width and height: {first_of(bad)}'
         )
     return content
 
@@ -126,7 +128,7 @@ def annotation_problem(annotation: dict, images: dict, masks: bool) -> str | Non
 
 
 def segmentation_problem(annotation: dict, image: dict) -> str | None:
-    """Say why pycocotools cannot make a mask of an annotation, or nothing.
+    """Return the reason for which pycocotools cannot make a mask of an annotation, or None.
 
     pycocotools takes all memory for a polygon with NaN or coordinates of 1e12, and writes beyond the
     mask for run lengths that do not fill the image.
@@ -137,18 +139,12 @@ def segmentation_problem(annotation: dict, image: dict) -> str | None:
     if isinstance(segmentation, dict):
         return _rle_problem(segmentation, [image['height'], image['width']])
     if not isinstance(segmentation, list) or not all(isinstance(p, list) for p in segmentation):
-        return 'a segmentation that is no list of polygons [[x1, y1, x2, y2, ...], ...]'
+        return 'a segmentation that is not a list of polygons [[x1, y1, x2, y2, ...], ...]'
     if not all(map(_are_finite, segmentation)):
         return 'a polygon with something else than finite numbers'
     if any(_reaches_far(polygon, image) for polygon in segmentation):
         return 'a polygon that reaches far beyond the image'
     return None
-
-
-def some(values: Sequence[Any], count: int = 5) -> str:
-    """The first values as a text for messages."""
-    shown = ', '.join(map(str, values[:count]))
-    return f'{shown}, ...' if len(values) > count else shown
 
 
 def _rle_problem(rle: dict, size: list[int]) -> str | None:
@@ -220,7 +216,7 @@ def _check_types(where: str, key: str, entries: list[dict]) -> None:
 def _check_unique(where: str, what: str, values: Iterable[Hashable]) -> None:
     if twice := [value for value, count in Counter(values).items() if count > 1]:
         raise ValueError(
-            f'{where}: {len(twice)} {what} are given more than once: {some(twice)}; '
+            f'{where}: {len(twice)} {what} are given more than once: {first_of(twice)}; '
             'each may stand for one thing only (files that were merged must be renumbered)'
         )
 

@@ -16,7 +16,7 @@ from masa_vit.utils.images import UnreadableImageError, read_image
 class LoadImageFromFile(_LoadImageFromFile):
     """mmcv's transform of this name, which in mmdet's scope reads by `masa_vit.utils.images.read_image`.
 
-    One reader for both tasks: orientation, 16 bits, floating point and what cannot be read. With
+    One reader for both tasks: orientation, 16 bits, floating point and unreadable files. With
     another `color_type` or `imdecode_backend` than mmcv's defaults it is mmcv's.
 
     Raises:

@@ -27,6 +27,7 @@ from masa_vit.training.configs import load_config
 from masa_vit.training.hooks.parameter_table import fold_for_inference
 from masa_vit.training.launch import readable_errors
 from masa_vit.utils.images import UnreadableImageError, read_image
+from masa_vit.utils.messages import first_lines
 
 __all__ = ['Detector']
 
@@ -151,7 +152,7 @@ class Detector:
 
 
 class _StrictInferencer(DetInferencer):
-    """DetInferencer, which would leave at random what the checkpoint lacks."""
+    """DetInferencer that refuses a checkpoint without all tensors of the model."""
 
     def _init_model(self, cfg: Config, weights: str, device: str = 'cpu') -> Any:
         checkpoint = read_checkpoint(weights)
@@ -160,10 +161,9 @@ class _StrictInferencer(DetInferencer):
         try:
             model.load_state_dict(checkpoint['state_dict'])
         except (RuntimeError, ValueError) as error:
-            lines = '\n'.join(line[:240] for line in str(error).splitlines()[:12])
             raise ValueError(
-                f'{weights} is not a checkpoint of the model in the config (another num_classes or '
-                f'backbone?):\n{lines}'
+                f'{weights} does not match the model of the config: check num_classes and the '
+                f'backbone. {first_lines(error, 12)}'
             ) from error
         self._load_weights_to_model(model, checkpoint, cfg)  # also the names of the classes
         model.cfg = cfg

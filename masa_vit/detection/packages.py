@@ -1,4 +1,4 @@
-"""Is what ``masa-vit[det]`` installs there, and whole?"""
+"""Check the installation of ``masa-vit[det]``."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ def check() -> None:
     """Check that mmengine, mmcv, mmdet and cv2 can work.
 
     Raises:
-        ImportError: what is missing, broken or installed twice, and the commands that fix it.
+        ImportError: names the missing, broken or doubled packages, and the commands to fix it.
     """
     others = {name: fork for fork, names in _MODULES.values() for name in names if _version(name)}
     both = {name: fork for name, fork in others.items() if _version(fork)}

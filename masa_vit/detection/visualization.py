@@ -21,7 +21,7 @@ from masa_vit.utils.images import read_image
 class ValidationPicturesHook(DetVisualizationHook):
     """Draws the same few images after every validation, annotation left and prediction right.
 
-    Each image has a tag of its own, and its step is the epoch (the iteration in loops by
+    Each image has a tag, and its step is the epoch (the iteration in loops by
     iterations): TensorBoard's slider shows how an image's boxes and masks change. mmdet's own hook
     draws other images each time and files them all under one tag, of which TensorBoard keeps ten.
 

@@ -25,7 +25,7 @@ def masa_record(model: Any, sharing: dict[str, Any]) -> tuple[str, dict[str, Any
 
     Args:
         model: A `VisionTransformer` of timm, with `pretrained_cfg`.
-        sharing: Arguments of `MasaVisionTransformer` that say what is shared: `num_atoms`,
+        sharing: Arguments of `MasaVisionTransformer` for the sharing: `num_atoms`,
             `projections`, and `groups` and `residual_rank` if there are any.
     """
     args = vit_args(model)
@@ -115,7 +115,7 @@ def _size(size: Any) -> Any:
 
 def _norm_args(norm: Any) -> dict[str, Any]:
     """`norm_layer`, and `norm_eps` where timm has no name for the norm with its epsilon."""
-    if type(norm) is nn.LayerNorm:  # computes what timm's does
+    if type(norm) is nn.LayerNorm:  # the same function as timm's
         norm = get_norm_layer('layernorm')(norm.normalized_shape, eps=norm.eps, device='meta')
     for name in _NORMS:
         if type(norm) is get_norm_layer(name):

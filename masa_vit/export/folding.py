@@ -38,7 +38,7 @@ def dense_record(architecture: str, args: Mapping[str, Any]) -> tuple[str, dict[
     """Name the timm architecture that a MASA model folds to, and the arguments that make it this model.
 
     ``vit_base_masa_s4`` folds to ``vit_base_patch16_224``. timm has no argument for the epsilon of
-    norms: a model with that of CLIP is timm's CLIP tower, with sizes of its own; for others the
+    norms: a model with that of CLIP is timm's CLIP tower, with its sizes; for others the
     arguments hold a class, which no file can. A name that is not one of ours stays.
     """
     name = dense_architecture(architecture)
@@ -74,15 +74,15 @@ def fold(model: nn.Module) -> nn.Module:
 
     Raises:
         ValueError: If nothing in `model` is shared.
-        TypeError: If a model is of a subclass of `MasaVisionTransformer`, which folding would lose.
+        TypeError: If a model is of a subclass of `MasaVisionTransformer`.
     """
     if not any(isinstance(module, SharedLinear) for module in model.modules()):
         raise ValueError(f'nothing is shared in this {type(model).__name__}: nothing to fold')
     for module in model.modules():
         if isinstance(module, MasaVisionTransformer) and type(module) is not MasaVisionTransformer:
             raise TypeError(
-                f'fold makes a plain VisionTransformer, which would lose what {type(module).__name__} '
-                'adds to MasaVisionTransformer: use masa_vit.layers.fuse_children on a copy'
+                f'fold makes a plain VisionTransformer, but {type(module).__name__} extends '
+                'MasaVisionTransformer: use masa_vit.layers.fuse_children on a copy'
             )
     folded = copy.deepcopy(model)
     if isinstance(folded, (SharedBlocks, SharedLinear)):
@@ -105,9 +105,9 @@ def load_folded(
         model_args: Arguments of `timm.create_model`.
 
     Raises:
-        FileNotFoundError: If there is no such file.
+        FileNotFoundError: If the file does not exist.
         ValueError: If the file or folder is not that of a MASA model.
-        RuntimeError: If the weights do not fit the model.
+        RuntimeError: If the weights do not match the model.
     """
     is_folder = Path(source).is_dir()
     name = f'local-dir:{source}' if is_folder else model_name

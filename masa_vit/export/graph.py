@@ -53,7 +53,7 @@ def export_onnx(
         ValueError: For weights that are not finite, more than 2 GiB of them, or `shared` where
             nothing is.
         OSError: If the file exists, or cannot be written.
-        ExportError: If what was written does not give the model's outputs; nothing is left of it.
+        ExportError: If the file does not give the model's outputs; it is removed.
     """
     check_installed()
     path = check_suffix(path, '.onnx')
@@ -177,7 +177,7 @@ def _write_onnx(form: Form, source: nn.Module, file: Path) -> None:
 
 
 def _properties(model: Any) -> dict[str, str]:
-    """What a program needs to know beside the graph, as JSON."""
+    """Return the metadata of the file, as JSON."""
     cfg = getattr(model, 'pretrained_cfg', None) or {}
     images = {key: list(cfg[key]) for key in ('mean', 'std') if key in cfg}
     properties: dict[str, Any] = {'input': {'size': list(input_size(model)), **images}}

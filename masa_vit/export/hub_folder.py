@@ -21,7 +21,7 @@ from masa_vit.utils.staging import staged, total_size
 FILES = ('model.safetensors', 'config.json')
 
 _NOT_SAVED = ('drop_rate', 'drop_path_rate', 'device', 'dtype')
-"""Arguments of how a model runs, not of what it is."""
+"""Arguments of running a model, which are not saved."""
 
 
 def export_folded(
@@ -46,7 +46,7 @@ def export_folded(
     Raises:
         ValueError: For weights that are not finite, or arguments that JSON cannot hold.
         OSError: If the files exist, or cannot be written.
-        ExportError: If what was written does not give the model's outputs; nothing is left of it.
+        ExportError: If the files do not give the model's outputs; they are removed.
     """
     with staged(folder, FILES, force) as stage:
         form = make_form(model, shared=False, dtype=dtype)
@@ -149,7 +149,7 @@ def _write(form: Form, args: dict[str, Any], stage: Path) -> float:
         loaded = timm.create_model(f'local-dir:{stage}', pretrained=True).eval()
     except Exception as error:
         raise ExportError(
-            f'timm cannot load what was written, so nothing was: {type(error).__name__}: {error}. Was '
+            f'timm cannot load the files, so none was kept: {type(error).__name__}: {error}. Was '
             'the model changed after timm.create_model, or created with arguments that this version '
             'of timm does not record? Then give them: model_args'
         ) from error

@@ -30,11 +30,11 @@ DTYPES = {'fp32': torch.float32, 'bf16': torch.bfloat16, 'fp16': torch.float16}
 
 
 class ExportError(RuntimeError):
-    """What was exported is not the model; no file was left, and none was replaced."""
+    """The exported files differ from the model; none was kept, and none was replaced."""
 
 
 class Exported(NamedTuple):
-    """What an export wrote."""
+    """The result of an export."""
 
     path: Path
     """The file or folder."""
@@ -47,7 +47,7 @@ class Exported(NamedTuple):
 
 
 class Form(NamedTuple):
-    """A model as it is to be written, and what it gives for random images."""
+    """A model in its exported form, and its outputs for random images."""
 
     model: nn.Module
     """A copy on the CPU, in float32, for evaluation; its weights have the values of the file."""
@@ -77,7 +77,7 @@ class Form(NamedTuple):
 
     @torch.no_grad()
     def check(self, run: Callable[[torch.Tensor], Any], what: str) -> float:
-        """Compare what was written, as a function of images, with the model.
+        """Compare the written files, as a function of images, with the model.
 
         Returns:
             The largest difference of an output, as a share of the largest output.
@@ -166,7 +166,7 @@ def _run(model: nn.Module, images: list[torch.Tensor]) -> list[torch.Tensor]:
             'classifier or feature extractor itself, created without features_only'
         )
     if len(outputs) > 1 and torch.equal(outputs[-1][:-1], outputs[-1][1:]):
-        _logger.warning('the model gives the same for every image, so the check tells little')
+        _logger.warning('the model gives the same output for every image: the check is weak')
     return outputs
 
 

@@ -59,7 +59,7 @@ def read_checkpoint(path: str | Path) -> dict[str, Any]:
     """Read a checkpoint on the CPU.
 
     Raises:
-        FileNotFoundError: there is no such file.
+        FileNotFoundError: the file does not exist.
         ValueError: the file is truncated, not a checkpoint, contains objects that may run code, or
             holds no `state_dict`.
     """

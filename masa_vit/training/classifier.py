@@ -122,7 +122,7 @@ class ImageClassifier(BaseModel):
         }
 
     def loss(self, inputs: Tensor, targets: Tensor) -> dict[str, Tensor]:
-        """What mode ``'loss'`` gives for a batch that is not empty, mixed if it is to be.
+        """Return the losses of mode ``'loss'`` for a batch that is not empty.
 
         Args:
             inputs: (B, 3, H, W).

@@ -1,4 +1,4 @@
-"""Train configs one after another and set their results side by side."""
+"""Train configs one after another and compare their results."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from masa_vit.training.work_dir import check_work_dir_free
 from masa_vit.utils.staging import write_atomically
 
 CAVEAT = 'One run each, one seed: a {} ranks nothing; run several seeds.'
-_COLUMNS = ('top1', 'bbox_mAP')  # what the metric shown ends in, if there is one
+_COLUMNS = ('top1', 'bbox_mAP')  # ends of the names of the metrics to show
 
 
 def compare(
@@ -47,11 +47,11 @@ def compare(
         A row per config.
 
     Raises:
-        ValueError: two configs of one name, a work dir that holds other runs, and what `train`
-            raises.
+        ValueError: two configs of one name, a work dir that holds other runs, and the errors of
+            `train`.
     """
     if resume and work_dir is None:
-        raise ValueError('compare: --resume needs the --work-dir of the comparison to go on with.')
+        raise ValueError('compare: --resume needs the --work-dir of the comparison.')
     work_dir = Path(work_dir or f'work_dirs/compare_{time.strftime("%Y%m%d_%H%M%S")}').resolve()
     folders = {work_dir / Path(_file(config)).stem: config for config in configs}
     if len(folders) < len(configs):

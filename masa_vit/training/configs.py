@@ -60,7 +60,7 @@ def load_config(config: str | Path | Config, cfg_options: dict[str, Any] | None 
         The config.
 
     Raises:
-        FileNotFoundError: there is no such config, or a base of it is missing.
+        FileNotFoundError: the config or a base of it does not exist.
         ImportError: one of its `custom_imports` fails, or a base needs MMDetection.
         ValueError: the config does not parse, or a key is mistyped.
     """
@@ -89,9 +89,7 @@ def load_config(config: str | Path | Config, cfg_options: dict[str, Any] | None 
                     'train_dataloader.dataset.data_root=DIR.'
                 )
         try:
-            cfg.merge_from_dict(
-                copy.deepcopy(cfg_options)
-            )  # it takes `_delete_` out of what it is given
+            cfg.merge_from_dict(copy.deepcopy(cfg_options))  # a copy: merging removes `_delete_`
         except (KeyError, TypeError, IndexError, AttributeError, AssertionError) as error:
             raise ValueError(f'--cfg-options {cfg_options}: {error}') from error
         for key in set(cfg) - before - KNOWN_KEYS:
@@ -139,10 +137,10 @@ def _did_you_mean(key: str, known: set[str] = KNOWN_KEYS) -> str:
 
 
 def explain_build_error(error: Exception, cfg: Config) -> str | None:
-    """Say in terms of the config what a failed build complained of.
+    """Explain a failed build by its place in the config.
 
     Args:
-        error: what mmengine or a class in the config raised.
+        error: raised by mmengine or a class in the config.
         cfg: the config that was being built.
 
     Returns:

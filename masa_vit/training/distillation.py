@@ -22,7 +22,7 @@ _TEACHER_KEYS = ('model_name', 'model_args', 'init_from')
 
 @MODELS.register_module()
 class DistilledClassifier(ImageClassifier):
-    """A classifier that also learns what a frozen teacher says about its images.
+    """A classifier with a frozen teacher: its class probabilities, and its attention outputs.
 
     ``loss = (1 - alpha) * CE + alpha * T^2 * KL(teacher/T || student/T) + feature_weight * A``
 
@@ -33,7 +33,7 @@ class DistilledClassifier(ImageClassifier):
     difference, in units of the teacher's mean square, averaged over the blocks, so that blocks count
     alike.
 
-    The teacher is no part of the student: it is in no state dict, checkpoint, average of weights
+    The teacher is not part of the student: it is in no state dict, checkpoint, average of weights
     (EMA), optimizer or count of parameters, and is not needed after training. It is built and loaded
     where training begins, runs in evaluation mode, without gradients, in the student's precision, and
     sees images normalised as the student's.
@@ -56,7 +56,7 @@ class DistilledClassifier(ImageClassifier):
     """
 
     # Why not timm.task: its tasks register the teacher as a submodule (state dict, DDP), are training
-    # loops of their own, and compare pooled features only. The losses are torch's.
+    # separate loops, and compare pooled features only. The losses are torch's.
 
     def __init__(
         self,
@@ -182,7 +182,7 @@ class _Teacher:
 
 @contextlib.contextmanager
 def _attention_outputs(model: Any, record: bool) -> Iterator[list[Tensor]]:
-    """Within the context, collect what the attention of each block gives, (B, N, C).
+    """Collect the attention output of each block inside the context, (B, N, C).
 
     The hooks are gone by the backward pass, when gradient checkpointing runs the blocks once more.
     """

@@ -33,7 +33,7 @@ def test(
     """Evaluate a checkpoint; of a run with EMA, its averaged weights.
 
     The metrics are written to `<work_dir>/test/metrics.json`, together with the names of config and
-    checkpoint; what is not a number there is null.
+    checkpoint; NaN and infinity are written as null.
 
     Args:
         config: path, `masa_vit::cls/x.py`, or a loaded config. Without a `test_dataloader` its
@@ -51,7 +51,7 @@ def test(
 
     Raises:
         ValueError: a mistyped key, a truncated checkpoint or one that does not fit, no test data,
-            an `out` that is no JSON file.
+            an `out` that is not a JSON file.
         FileNotFoundError: config, checkpoint or data are missing.
         FileExistsError: `out` exists.
     """
@@ -73,7 +73,7 @@ def test(
             cfg[f'test_{part}'] = cfg[f'val_{part}']
         cfg.test_cfg.pop('type', None)
     read_checkpoint(checkpoint)
-    # what belongs to training is not built
+    # the parts for training are not built
     for key in ('train_dataloader', 'train_cfg', 'optim_wrapper', 'param_scheduler'):
         cfg.pop(key, None)
     for part in _PARTS:

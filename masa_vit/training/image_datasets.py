@@ -110,7 +110,7 @@ class TorchvisionDataset(ImageDataset):
     Args:
         name: the class in ``torchvision.datasets``.
         data_root: folder of the files.
-        split: ``'train'``, or ``'val'`` for what these datasets call test.
+        split: ``'train'``, or ``'val'`` for their test set.
         pipeline: see :class:`ImageDataset`.
         download: fetch the files if they are not in ``data_root``. Of several processes rank 0
             does, and the others wait for it; several machines need a folder that they share.
@@ -169,7 +169,7 @@ class ImageFolder(ImageDataset):
         classes: class names in the order of the targets; default: the folders' names, sorted.
         on_error: ``'raise'`` on an image that cannot be read, or ``'skip'`` it: its path is
             logged, its place is taken by a sample with target ``IGNORE_INDEX``, which neither
-            training nor the accuracy counts, and ``SkippedImagesHook`` tells how many there were.
+            training nor the accuracy counts, and ``SkippedImagesHook`` logs their number.
             A path is logged once by every copy of the dataset that meets it: every worker has
             one, and workers that are not persistent have a new one every epoch.
         cache: keep decoded images in memory, those of a worker in that worker. For small images
@@ -315,7 +315,7 @@ def _check_split(split: str) -> None:
 def _rank_0_first(build: Callable[[], Any]) -> Any:
     """Call ``build``, which may download, on rank 0, and then on the other ranks.
 
-    What fails on rank 0 is an error on every rank: none is left waiting.
+    An error on rank 0 is raised on every rank, so that none waits for it.
     """
     if not is_main_process():
         failure: list[str | None] = [None]

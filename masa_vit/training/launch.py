@@ -1,4 +1,4 @@
-"""Train what a config describes, whatever its task."""
+"""Train a config, of any task."""
 
 from __future__ import annotations
 
@@ -42,8 +42,8 @@ def train(
         work_dir: where the run's files go; by default the config's `work_dir`, or
             `work_dirs/<name of the config>`.
         resume: 'auto' continues from the work dir's last checkpoint and starts where there is none,
-            a path continues from that file. The run goes on as if it had never stopped, with its own
-            seed, to its own end.
+            a path continues from that file. The run continues with its seed and its
+            length.
         amp: mixed precision: bfloat16, or float16 with a loss scale on a GPU without it.
         seed: of all random numbers; by default the config's `randomness.seed`, or a random one.
         auto_scale_lr: scale the learning rate by batch size over `auto_scale_lr.base_batch_size`.
@@ -106,7 +106,7 @@ def choose_work_dir(cfg: Config, work_dir: str | Path | None = None) -> Path:
 
 
 def _set_start(cfg: Config, resume: str | Path | None, seed: int | None) -> None:
-    """Let the config start a run in a free work dir, or go on with one."""
+    """Set the config to start a run in a free work dir, or to resume one."""
     path = find_last_checkpoint(cfg.work_dir) if str(resume) == 'auto' else resume
     cfg.resume = path is not None
     if path is not None:
@@ -156,7 +156,7 @@ def _set_resume(cfg: Config, path: Path, seed: int | None) -> None:
 
 
 def _check_same_length(cfg: Config, old: dict[str, Any], path: Path) -> None:
-    """Refuse to resume what is another run: the schedulers' ends lie in the checkpoint."""
+    """Refuse to resume with another length: the end of the schedules is in the checkpoint."""
     for key in ('train_cfg.max_epochs', 'train_cfg.max_iters', 'train_dataloader.batch_size'):
         section, name = key.split('.')
         new, was = (config.get(section, {}).get(name) for config in (cfg, old))
@@ -196,7 +196,7 @@ def _set_auto_scale_lr(cfg: Config) -> None:
 
 @contextlib.contextmanager
 def process_group(cfg: Config, launcher: str) -> Iterator[None]:
-    """Set the launcher; start gloo where there is no GPU, for mmengine's start needs one.
+    """Set the launcher; without a GPU start gloo, since mmengine expects one.
 
     Raises:
         ValueError: unknown launcher, or 'pytorch' outside torchrun.
@@ -235,7 +235,7 @@ def process_group(cfg: Config, launcher: str) -> Iterator[None]:
 
 @contextlib.contextmanager
 def readable_errors(cfg: Config) -> Iterator[None]:
-    """Turn mistakes in a config, met while building from it, into errors that name the place."""
+    """Raise errors of a build from a config with their place in it."""
     try:
         yield
     except (TypeError, KeyError) as error:
@@ -246,7 +246,7 @@ def readable_errors(cfg: Config) -> Iterator[None]:
 
 
 def dist_barrier() -> None:
-    """Wait for all ranks, so that what rank 0 wrote can be read by all."""
+    """Wait for all ranks, so that they can read the files of rank 0."""
     if dist.is_available() and dist.is_initialized():
         dist.barrier()
 

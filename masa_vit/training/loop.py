@@ -1,4 +1,4 @@
-"""A training loop by epochs that goes on from the middle of an epoch."""
+"""A training loop by epochs that can resume within an epoch."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from mmengine.runner import EpochBasedTrainLoop
 
 @LOOPS.register_module()
 class TrainLoop(EpochBasedTrainLoop):
-    """mmengine's loop by epochs, whose first epoch may have been begun by a stopped run.
+    """mmengine's loop by epochs; the first epoch may have been started by a stopped run.
 
     Args:
         *args: those of mmengine's loop.
@@ -20,10 +20,10 @@ class TrainLoop(EpochBasedTrainLoop):
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
         self.batches_done = 0
-        """Batches of the next epoch that the stopped run has had."""
+        """Batches of the next epoch that the stopped run has finished."""
 
     def run_epoch(self) -> None:
-        """Run the rest of an epoch, mostly all of it."""
+        """Run the rest of an epoch."""
         done, self.batches_done = self.batches_done, 0
         self.dataloader.batch_sampler.start_at(self.iter, done)
         self.runner.call_hook('before_train_epoch')

@@ -18,6 +18,7 @@ from torch import nn
 
 from masa_vit.layers import AtomBank, CoefficientGenerator, CoefficientSource
 from masa_vit.training.hooks.parameter_table import unwrap
+from masa_vit.utils.messages import first_of
 
 _KINDS: tuple[Any, ...] = (AtomBank, (CoefficientSource, CoefficientGenerator))
 
@@ -39,7 +40,7 @@ class LayerDecayOptimWrapperConstructor(DefaultOptimWrapperConstructor):
     Every submodule with a `group_matcher()` (a timm model, within a classifier or the backbone of
     a detector) is grouped by timm, by that method and `no_weight_decay()`. All other parameters
     (necks, heads) get the full learning rate; they are the layer after the last one of a timm model
-    without a classifier of its own, as in ViTDet. One-dimensional parameters (norms, biases) are
+    without a classifier, as in ViTDet. One-dimensional parameters (norms, biases) are
     never decayed.
 
     Groups of equal settings are merged, the one with the full rate first (logs show its rate).
@@ -178,13 +179,9 @@ def _table(groups: list[_Group], lr: float) -> str:
         count = sum(p.numel() for p in group.params)
         lines.append(
             f'{lr * group.lr_scale:10.3g} {group.lr_scale:9.4f} {group.weight_decay:6.3g} '
-            f'{len(group.params):8} {count:12,}  {_examples(group.names)}'
+            f'{len(group.params):8} {count:12,}  {first_of(group.names, 2)}'
         )
     return 'Optimizer groups:\n' + '\n'.join(lines)
-
-
-def _examples(names: list[str]) -> str:
-    return ', '.join(names[:2]) + (', ...' if len(names) > 2 else '')
 
 
 @OPTIM_WRAPPERS.register_module()

@@ -1,4 +1,4 @@
-"""Name the process whose end ended the others of a distributed training."""
+"""Name the process that ended a distributed training."""
 
 from __future__ import annotations
 
@@ -42,8 +42,8 @@ def raise_if_lost(peers: list[Peer], error: BaseException) -> None:
         if lost:
             raise LostProcessError(
                 f'{", ".join(lost)} of this training ended on {here}, so rank {get_rank()} ends. '
-                'Without a message of its own it was killed, often because memory ran out. Go on with '
-                '--resume; how torchrun does so by itself is in docs/reliability.md.'
+                'If it has printed no error, it was killed, often because memory ran out. Continue with '
+                '--resume; docs/reliability.md has automatic restarts by torchrun.'
             ) from error
         time.sleep(0.1)
     with contextlib.suppress(ValueError):

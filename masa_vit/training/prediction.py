@@ -29,7 +29,7 @@ class Predictor:
     """A trained classifier, ready for images.
 
     The images go through the config's test (or else validation) pipeline. A checkpoint of a run
-    with `EMAHook` gives the averaged weights: they are what mmengine puts into `state_dict`.
+    with `EMAHook` gives the averaged weights, which mmengine stores as `state_dict`.
 
     Args:
         config: of the training run: path, `masa_vit::cls/x.py`, or a loaded config.

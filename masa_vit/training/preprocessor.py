@@ -1,4 +1,4 @@
-"""What happens to a batch between the data loader and the model, on the model's device."""
+"""Preprocess a batch on the model's device."""
 
 from __future__ import annotations
 

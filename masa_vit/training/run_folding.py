@@ -22,11 +22,12 @@ from masa_vit.training import DistilledClassifier, ImageClassifier
 from masa_vit.training.checkpoint_files import read_checkpoint
 from masa_vit.training.configs import load_config
 from masa_vit.training.model_building import build_model
+from masa_vit.utils.messages import first_lines
 
 _TEACHER_ARGS = frozenset(inspect.signature(DistilledClassifier).parameters) - frozenset(
     inspect.signature(ImageClassifier).parameters
 )
-"""Arguments of a distilled classifier that a plain one has not."""
+"""Arguments of a distilled classifier that a plain one does not take."""
 
 
 def fold_run(
@@ -88,7 +89,7 @@ def fold_run(
 def dense_config(cfg: Config) -> Config:
     """The config of the dense model, without initial weights to load, and without a teacher.
 
-    What a 'local-dir:FOLDER' name stands for is written out: the dense model needs no folder.
+    A 'local-dir:FOLDER' name is replaced by its architecture: the dense model needs no folder.
     """
     new = Config(cfg._cfg_dict.to_dict(), filename=cfg.filename)
     _make_dense(new.model)
@@ -132,7 +133,7 @@ def _resolve_folder(node: Any) -> None:
     saved = read_config(folder)
     if dense_architecture(saved['architecture']):
         node['model_name'] = saved['architecture']
-        # as timm does: what the config says goes before what the folder says
+        # as in timm, the config overrides the folder
         node['model_args'] = {**saved.get('model_args', {}), **(node.get('model_args') or {})}
         node['model_args'].pop('num_classes', None)  # stands beside, or is the task's
 
@@ -142,9 +143,8 @@ def _load(model: nn.Module, state_dict: dict[str, Any], source: str) -> None:
     try:
         model.load_state_dict(state_dict)
     except RuntimeError as error:
-        lines = '\n'.join(line[:240] for line in str(error).splitlines()[:8])
         raise ValueError(
-            f'{source} does not fit the model of the config in every tensor:\n{lines}'
+            f'{source} does not match the model of the config: {first_lines(error, 8)}'
         ) from error
 
 

@@ -8,11 +8,11 @@ from masa_vit.training.prediction import Predictor
 
 
 def load_run(config: str, checkpoint: str) -> Run:
-    """Load a classifier with the config of its run, and what prepares images as in its validation.
+    """Load a classifier with the config of its run, and the image transform of its validation.
 
     Raises:
         FileNotFoundError: If config or checkpoint do not exist.
-        ValueError: If this is no classifier, or the checkpoint does not fit.
+        ValueError: If this is not a classifier, or the checkpoint does not match.
     """
     cfg = load_config(config)
     if 'model_name' not in cfg.model:  # a detector takes long to build, and has no one `forward`

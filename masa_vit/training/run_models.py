@@ -15,7 +15,7 @@ from masa_vit.training.model_building import build_model
 
 
 def load_classifier(config: str | Path | Config, checkpoint: str | Path) -> nn.Module:
-    """Load the timm model of a trained classifier, with what it expects of images.
+    """Load the timm model of a trained classifier, with its image normalization.
 
     How the run normalised images and, if the checkpoint has them, the names of its classes go into
     the model's `pretrained_cfg`.
@@ -26,7 +26,7 @@ def load_classifier(config: str | Path | Config, checkpoint: str | Path) -> nn.M
 
     Raises:
         FileNotFoundError: If config or checkpoint do not exist.
-        ValueError: If this is no classifier, or the checkpoint does not fit.
+        ValueError: If this is not a classifier, or the checkpoint does not match.
     """
     cfg = load_config(config)
     classifier: Any = build_model(cfg)
@@ -45,7 +45,7 @@ def load_classifier(config: str | Path | Config, checkpoint: str | Path) -> nn.M
         'label_names': _class_names(checkpoint, classifier.num_classes),
     }
     for name in ('mean', 'std'):
-        if hasattr(classifier.data_preprocessor, name):  # a preprocessor of one's own may not have
+        if hasattr(classifier.data_preprocessor, name):  # a custom preprocessor may lack it
             known[name] = _shares(getattr(classifier.data_preprocessor, name))
     model.pretrained_cfg = model.default_cfg = {**model.pretrained_cfg, **known}
     return model

@@ -167,7 +167,7 @@ def parameters_of(config: Config) -> ParameterCounts:
 
 
 def train_runs(runs: Sequence[Run], jobs: int = 1) -> dict[Run, str]:
-    """Train what is not finished, `jobs` processes at a time; finished runs are left as they are.
+    """Train the unfinished runs, `jobs` processes at a time; finished runs are not changed.
 
     A run that was stopped continues from its last checkpoint. Output goes to `output.txt` in the
     folder of the run.

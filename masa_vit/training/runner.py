@@ -23,8 +23,9 @@ from masa_vit.training.loop import TrainLoop
 from masa_vit.training.peers import list_peers, raise_if_lost
 from masa_vit.training.seeding import init_worker, number_batches
 from masa_vit.training.stopping import StopRequest, TrainingStoppedError
+from masa_vit.utils.messages import first_lines, first_of
 
-# What mmengine tells the console on every start, and what a reader finds in the log file.
+# Messages of mmengine at every start that go to the log file only.
 _FILE_ONLY = (
     '\n' + '-' * 60 + '\nSystem environment',
     'Config:',
@@ -55,7 +56,7 @@ def _for_console(record: logging.LogRecord) -> bool:
 
 
 class Runner(_Runner):
-    """A Runner for any task; what differs from mmengine's:
+    """A Runner for any task; differences from mmengine's:
 
     - samples and iterations are seeded by their number (`masa_vit.training.seeding`), so a resumed run
       repeats;
@@ -72,7 +73,7 @@ class Runner(_Runner):
     _timestamps: ClassVar[set[str]] = set()
 
     def setup_env(self, env_cfg: dict[str, Any]) -> None:
-        """As mmengine's, with a time stamp of its own for every run of this process.
+        """Set up the environment, with a different time stamp for every run of this process.
 
         mmengine names logger, message hub and log folder by the second: two short runs in one
         process would share them.
@@ -93,7 +94,7 @@ class Runner(_Runner):
         return logger
 
     def build_visualizer(self, visualizer: Any = None) -> Any:
-        """As mmengine's, one per run: a name in the config is shared by all runs of a process."""
+        """Build one visualizer per run; a name in the config would be shared by all of a process."""
         if isinstance(visualizer, dict):
             visualizer = {**visualizer, 'name': self.experiment_name}
         return super().build_visualizer(visualizer)
@@ -110,12 +111,12 @@ class Runner(_Runner):
                 self.register_hook(kind())
 
     def _init_model_weights(self) -> None:
-        """As mmengine's, unless a checkpoint is about to replace all weights."""
+        """Initialize the weights, unless a checkpoint will replace all of them."""
         if not self._resume:
             super()._init_model_weights()
 
     def train(self) -> nn.Module:
-        """As mmengine's, until it is asked to stop; hooks with a `close` are closed also after errors.
+        """Train until the end or a stop request; hooks with a `close` are closed, also after errors.
 
         Raises:
             TrainingStoppedError: SIGTERM or SIGINT has ended it.
@@ -139,7 +140,7 @@ class Runner(_Runner):
                     loop.dataloader._iterator = None
 
     def build_train_loop(self, loop: BaseLoop | dict[str, Any]) -> BaseLoop:
-        """As mmengine's, with numbered batches; by epochs a `TrainLoop`."""
+        """Build the loop, with numbered batches; by epochs a `TrainLoop`."""
         if isinstance(loop, dict) and isinstance(self._train_dataloader, dict):
             self._train_dataloader = number_batches(self._train_dataloader, self.seed, get_rank())
             if loop.get('by_epoch') or loop.get('type') in _BY_EPOCH:
@@ -153,9 +154,9 @@ class Runner(_Runner):
         seed: int | None = None,
         diff_rank_seed: bool = False,
     ) -> DataLoader:
-        """As mmengine's, with workers that leave stopping to the main process."""
+        """Build a loader whose workers are stopped by the main process only."""
         if seed is not None and isinstance(dataloader, dict):
-            # a generator of its own: starting a loader must not draw from the global one
+            # a separate generator: starting a loader must not draw from the global one
             dataloader = {'generator': torch.Generator().manual_seed(seed), **dataloader}
             if 'worker_init_fn' not in dataloader:
                 dataloader['worker_init_fn'] = dict(
@@ -168,7 +169,7 @@ class Runner(_Runner):
         return _Runner.build_dataloader(dataloader, seed, diff_rank_seed)
 
     def resume(self, filename: str, *args: Any, **kwargs: Any) -> None:
-        """As mmengine's.
+        """Resume from a checkpoint.
 
         Raises:
             ValueError: the state of the training in the checkpoint is damaged.
@@ -177,7 +178,7 @@ class Runner(_Runner):
             super().resume(filename, *args, **kwargs)
         except (KeyError, TypeError, AttributeError, IndexError, AssertionError) as error:
             raise ValueError(
-                f'checkpoint {filename!r} has no training state from which this run can go on '
+                f'checkpoint {filename!r} has no training state to resume from '
                 f'({type(error).__name__}: {error}). Resume from another checkpoint, or start a new run '
                 'from its weights (init_from of a classifier, load_from).'
             ) from error
@@ -189,7 +190,7 @@ class Runner(_Runner):
         strict: bool = False,
         revise_keys: list[tuple[str, str]] | None = None,
     ) -> dict[str, Any]:
-        """As mmengine's, always onto the CPU; strict when resuming or testing.
+        """Load a checkpoint onto the CPU; strict when resuming or testing.
 
         Loading copies to the parameters' device anyhow. On a GPU the step counters of AdamW would
         stay there and cost a synchronisation each, and MPS has no float64.
@@ -209,17 +210,15 @@ class Runner(_Runner):
             check_dtypes(own, weights, filename)
             if not own.keys() & weights.keys():
                 raise ValueError(
-                    f'no tensor of {filename!r} matches the model: it holds '
-                    f'{", ".join(list(weights)[:3])}, ..., the model {", ".join(list(own)[:3])}, ... '
+                    f'no tensor of {filename!r} matches the model: it has {first_of(weights, 3)}, the '
+                    f'model {first_of(own, 3)}. '
                     'Weights of a timm model go into a classifier by init_from.'
                 )
             if 'meta' in checkpoint:
                 checkpoint['meta'].pop('config', None)  # mmengine's resume would execute it
             return checkpoint
         except RuntimeError as error:
-            lines = str(error).splitlines()
             raise ValueError(
-                f'checkpoint {filename!r} does not fit the model of this config:\n'
-                + '\n'.join(line[:240] for line in lines[:12])
-                + '\nUse the config that the checkpoint was trained with (it lies beside it).'
+                f'checkpoint {filename!r} does not match the model of this config: '
+                f'{first_lines(error, 12)}\nUse the config in the work dir of the checkpoint.'
             ) from error

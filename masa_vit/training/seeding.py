@@ -3,8 +3,8 @@
 No generator state is saved. Every sample is loaded with generators seeded from the seed, the rank, the
 number of its batch since the start of training and its index; every iteration of the model with
 generators seeded from the seed, the rank and its number. So a run that stopped in the middle of an
-epoch goes on by skipping the batches that it has had, whatever the number of loader workers. Code that
-keeps a generator of its own is not covered.
+epoch continues by skipping the batches that it has had, with any number of loader workers. Code with
+a separate generator is not covered.
 """
 
 from __future__ import annotations

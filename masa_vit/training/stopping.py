@@ -87,5 +87,5 @@ class StopRequest:
     def error(self, place: str, saved: Path | None) -> TrainingStoppedError:
         """The error that ends the training."""
         name = self.signal.name if self.signal else 'a signal'
-        end = f'saved in {saved}. Go on with --resume.' if saved else 'its state was not saved.'
+        end = f'saved in {saved}. Continue with --resume.' if saved else 'its state was not saved.'
         return TrainingStoppedError(f'stopped by {name} {place}; {end}')

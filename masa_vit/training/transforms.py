@@ -93,8 +93,8 @@ class Albumentations:
     def _share_generators(self) -> None:
         """Let albumentations draw from this process' own NumPy and Python generators.
 
-        It keeps generators of its own, which ``np.random.seed`` and worker seeds do not reach,
-        and of which every worker would hold an equal copy.
+        Its separate generators ignore ``np.random.seed`` and worker seeds, and every worker would
+        have an equal copy.
         """
         self.compose.set_random_state(
             # the singletons behind `np.random.rand` and `random.random`

@@ -1,4 +1,4 @@
-"""The work dir of a training: one run in it at a time, and where that run goes on."""
+"""The work dir of a training: its lock, and the checkpoint to resume from."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ from pathlib import Path
 from filelock import FileLock, Timeout
 
 from masa_vit.training.checkpoint_files import LAST_CHECKPOINT, SUMMARY, others_beside
+from masa_vit.utils.messages import first_of
 
 LOCK = '.lock'
 # the loader workers of a process that was killed may hold its lock a few seconds longer
@@ -19,9 +20,9 @@ _PATIENCE = 10.0  # seconds
 
 @contextlib.contextmanager
 def locked(work_dir: str | Path) -> Iterator[None]:
-    """Keep other trainings out of a work dir, which is made when it does not exist.
+    """Lock a work dir, which is created if necessary.
 
-    The operating system gives the lock of a dead process free. Files that a killed run was writing are
+    The operating system releases the lock of a dead process. Files that a killed run was writing are
     removed. A folder that was made here is removed again if an error leaves nothing in it.
 
     Raises:
@@ -93,7 +94,7 @@ def find_last_checkpoint(work_dir: str | Path) -> Path | None:
 def check_work_dir_free(work_dir: str | Path) -> None:
     """Refuse a work dir that holds another run: its checkpoints, or the summary of a finished run.
 
-    What a run leaves that ended before its first checkpoint does not count.
+    The files of a run that ended before its first checkpoint do not count.
 
     Raises:
         ValueError: names the files found and the ways out.
@@ -107,9 +108,8 @@ def check_work_dir_free(work_dir: str | Path) -> None:
         found = [SUMMARY]
     if found:
         raise ValueError(
-            f'work dir {str(work_dir)!r} holds another run ({", ".join(found[:4])}'
-            f'{", ..." if len(found) > 4 else ""}); nothing was changed. Continue that run with '
-            '--resume, choose another --work-dir, or remove the folder.'
+            f'work dir {str(work_dir)!r} holds another run ({first_of(found)}); nothing was changed. '
+            'Continue that run with --resume, choose another --work-dir, or remove the folder.'
         )
 
 

@@ -292,7 +292,7 @@ def test_what_does_not_match_is_told(tmp_path: Path, logged: list[tuple[str, int
     torch.save({'a': torch.ones(1)}, tmp_path / 'foreign.pth')
     with pytest.raises(ValueError, match='no tensor of'):
         build(init_cfg=pretrained(tmp_path / 'foreign.pth')).init_weights()
-    with pytest.raises(ValueError, match=r"begins with prefix='body\.'; it holds cls_token"):
+    with pytest.raises(ValueError, match=r"begins with prefix='body\.'; it has cls_token"):
         build(init_cfg=pretrained(tmp_path / 'odd.pth', prefix='body.')).init_weights()
     with pytest.raises(FileNotFoundError, match=r'nowhere\.pth'):
         build(init_cfg=pretrained(tmp_path / 'nowhere.pth')).init_weights()

@@ -15,9 +15,9 @@ NAN = float('nan')
 @pytest.mark.parametrize(
     ('text', 'message'),
     [
-        ('', 'train.json is no JSON, or was cut short'),
-        ('{"images": [{"id": 1, ', 'is no JSON, or was cut short'),
-        ('\udcff\udcfe', 'is no JSON, or was cut short'),
+        ('', 'train.json is not JSON, or is truncated'),
+        ('{"images": [{"id": 1, ', 'is not JSON, or is truncated'),
+        ('\udcff\udcfe', 'is not JSON, or is truncated'),
         ('[]', 'not in COCO format: it has a list, and no list of images, categories, annotations'),
         ('{"images": [], "shapes": []}', 'the keys images, shapes, and no list of categories, ann'),
         (

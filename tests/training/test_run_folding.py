@@ -100,7 +100,7 @@ def test_a_dense_run_and_a_foreign_checkpoint(trained: tuple[Path, Path], tmp_pa
     cut = torch.load(trained[1])
     del cut['state_dict']['model.head.weight']
     torch.save(cut, tmp_path / 'cut.pth')
-    with pytest.raises(ValueError, match=r'(?s)cut\.pth does not fit.*model\.head\.weight'):
+    with pytest.raises(ValueError, match=r'(?s)cut\.pth does not match.*model\.head\.weight'):
         fold_run(trained[0], tmp_path / 'cut.pth', tmp_path / 'b')
     assert not (tmp_path / 'b').exists()
 

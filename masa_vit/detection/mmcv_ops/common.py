@@ -1,4 +1,4 @@
-"""What the operators share."""
+"""Shared parts of the operators."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ OPERATORS: dict[str, Callable[..., Any]] = {}  # name in mmcv._ext -> function
 
 HOW_TO_COMPILE = (
     'wheels for some versions of torch are at https://mmwheels.onedl.ai, '
-    'https://onedl-mmcv.readthedocs.io/en/latest/get_started/build.html tells how to build it'
+    'https://onedl-mmcv.readthedocs.io/en/latest/get_started/build.html has the build steps'
 )
 
 _Function = TypeVar('_Function', bound=Callable[..., Any])

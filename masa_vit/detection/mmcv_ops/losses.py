@@ -32,7 +32,7 @@ def sigmoid_focal_loss_backward(
 def _parts(
     input: Tensor, target: Tensor, weight: Tensor, alpha: float
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Logit of the right answer, its sign in input, what an element counts; all (N, C)."""
+    """Return the logit of the target, its sign in input, the weight of an element; all (N, C)."""
     (input,) = wide(input)
     positive = (target[:, None] == torch.arange(input.shape[1], device=input.device)).to(input)
     sign = 2 * positive - 1

@@ -1,4 +1,4 @@
-"""Hooks that know what a classification dataset is."""
+"""Hooks for classification datasets."""
 
 from __future__ import annotations
 
@@ -14,6 +14,7 @@ from mmengine.model import is_model_wrapper
 from mmengine.registry import HOOKS
 
 from masa_vit.training.image_datasets import IGNORE_INDEX
+from masa_vit.utils.messages import first_of
 
 __all__ = ['NumClassesCheckHook', 'SkippedImagesHook']
 
@@ -46,14 +47,14 @@ class NumClassesCheckHook(Hook):
             return
         raise ValueError(
             f'the model has num_classes={num_classes}, the {split} data has {len(classes)} classes '
-            f'({", ".join(list(classes)[:5])}{", ..." if len(classes) > 5 else ""}).\n'
+            f'({first_of(classes)}).\n'
             f'Set model.num_classes to {len(classes)}, or correct data_root.'
         )
 
 
 @HOOKS.register_module()
 class SkippedImagesHook(Hook):
-    """Tell after every epoch how many images ``on_error='skip'`` left out, on all ranks together.
+    """Log after every epoch the number of images that ``on_error='skip'`` left out, on all ranks.
 
     An image that a sampler gives twice, so that all ranks have equally many, counts twice.
     """

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable
 from typing import Any
 
 import torch
@@ -14,6 +13,7 @@ from mmengine.registry import HOOKS
 
 from masa_vit.training.hooks.parameter_table import unwrap
 from masa_vit.training.seeding import NumberedBatches
+from masa_vit.utils.messages import first_of
 
 SKIPPED = 'skipped_steps'
 
@@ -24,13 +24,13 @@ class NonFiniteError(ValueError):
 
 @HOOKS.register_module()
 class FiniteHook(Hook):
-    """Drops a step whose gradients or loss are NaN or infinite, then stops or goes on.
+    """Drops a step whose gradients or loss are NaN or infinite, then stops or continues.
 
     Steps that a loss scale (float16) leaves out by itself do not count: their loss is finite.
 
     Args:
         on_nonfinite: `'stop'` ends the training with the step, the learning rate, the parameters and the
-            files of the batch; `'skip'` warns, counts in the message hub (`skipped_steps`) and goes on.
+            files of the batch; `'skip'` warns, counts `skipped_steps` in the message hub, and continues.
         max_in_a_row: stop after so many skipped steps without one that was applied.
 
     Raises:
@@ -101,15 +101,15 @@ def _describe(runner: Any, faults: list[str], loss: float, data_batch: Any) -> s
     place = f'epoch {runner.epoch + 1}, iteration {runner.iter + 1}'
     lines = [f'the loss is {loss:.4g} in {place}, learning rate {rate}']
     if faults:
-        lines.append(f'gradients that are not finite: {_some(faults)}')
+        lines.append(f'gradients that are not finite: {first_of(faults, 8)}')
     files = _files(runner, data_batch)
     bad = _not_finite(files, data_batch)
     if bad:
-        lines.append(f'inputs that are not finite: {_some(bad)}')
+        lines.append(f'inputs that are not finite: {first_of(bad, 8)}')
     elif math.isfinite(loss) and get_world_size() > 1:
         lines.append('the loss of this process is finite: another one names the files')
     elif files:
-        lines.append(f'files of the batch: {_some(files)}')
+        lines.append(f'files of the batch: {first_of(files, 8)}')
     return '\n'.join(lines)
 
 
@@ -138,9 +138,3 @@ def _name(dataset: Any, index: int) -> str:
     if hasattr(dataset, 'get_data_info'):  # mmdet
         return str(dataset.get_data_info(index).get('img_path', f'sample {index}'))
     return f'sample {index}'
-
-
-def _some(names: Iterable[str], shown: int = 8) -> str:
-    names = list(names)
-    more = f' and {len(names) - shown} more' if len(names) > shown else ''
-    return ', '.join(names[:shown]) + more

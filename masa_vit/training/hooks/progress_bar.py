@@ -17,7 +17,7 @@ class ProgressHook(Hook):
     """Shows epoch, loss, learning rate and time left while stdout is a terminal.
 
     While it shows, the lines of training iterations go to the log file only; without a terminal
-    there is no bar and the plain lines are all. The log file is the same in both cases.
+    the plain lines stand alone. The log file is the same in both cases.
     """
 
     priority = 'LOW'
@@ -93,5 +93,5 @@ class ProgressHook(Hook):
 
 
 def _not_a_training_line(record: logging.LogRecord) -> bool:
-    # mmengine colours the word in brackets, hence no look at what follows it
+    # mmengine colours the word in brackets: the text behind it is not compared
     return not record.getMessage().startswith(('Epoch(train)', 'Iter(train)'))

@@ -1,4 +1,4 @@
-"""summary.json: what a run was and what came out of it."""
+"""summary.json: the config, metrics and history of a run."""
 
 from __future__ import annotations
 
@@ -50,7 +50,7 @@ class SummaryHook(Hook):
         self._start = self._val_start = 0.0
 
     def before_train(self, runner: Any) -> None:
-        """Collect what does not change."""
+        """Collect the constant entries."""
         self._fixed = {
             'config': json.loads(json.dumps(runner.cfg.to_dict(), default=str)),
             'seed': runner.seed,

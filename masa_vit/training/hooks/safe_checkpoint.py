@@ -75,7 +75,7 @@ class SafeCheckpointHook(CheckpointHook):
         super().after_train_epoch(runner)
 
     def before_save_checkpoint(self, runner: Any, checkpoint: dict[str, Any]) -> None:
-        """Make the checkpoint plain data and add what resuming needs."""
+        """Make the checkpoint plain data and add the state for resuming."""
         _check_finite(checkpoint)
         checkpoint['message_hub'] = _to_plain(checkpoint['message_hub'])
         checkpoint['meta'] = {
@@ -94,7 +94,7 @@ class SafeCheckpointHook(CheckpointHook):
                 }
 
     def after_load_checkpoint(self, runner: Any, checkpoint: dict[str, Any]) -> None:
-        """Keep what `before_train` restores, and give the message hub its buffers back."""
+        """Store the state for `before_train`, and restore the buffers of the message hub."""
         if 'message_hub' in checkpoint:
             checkpoint['message_hub'] = _from_plain(checkpoint['message_hub'])
         if runner._resume:
@@ -116,7 +116,7 @@ class SafeCheckpointHook(CheckpointHook):
                 if not isinstance(runner.train_loop, TrainLoop):
                     raise ValueError(
                         f'the run to resume stopped within an epoch, where {type(runner.train_loop)} '
-                        'cannot go on; expected train_cfg=dict(by_epoch=True, ...).'
+                        'cannot continue; expected train_cfg=dict(by_epoch=True, ...).'
                     )
                 runner.train_loop.batches_done = meta['batch']
             self._gradients = checkpoint.get('gradients', {})
@@ -215,12 +215,12 @@ _BUFFER = '__history_buffer__'
 
 
 def _check_finite(checkpoint: dict[str, Any]) -> None:
-    """Refuse to save a model that is of no use: the file would replace a good one."""
+    """Refuse to save weights that are not finite: the file would replace a good one."""
     if fault := find_not_finite(checkpoint):
         meta = checkpoint['meta']
         raise ValueError(
             f'{fault} in epoch {meta["epoch"]}, iteration {meta["iter"]}; nothing was saved, the '
-            'checkpoint before is kept. Go on from it with a smaller learning rate, or with clip_grad.'
+            'checkpoint before is kept. Resume from it with a smaller learning rate, or with clip_grad.'
         )
 
 
