@@ -8,8 +8,19 @@ import torch
 from torch.nn import functional as F
 
 from masa_vit.inspection import sharing_measures
+from masa_vit.inspection.quantities import DICTIONARY, HISTORY, SHARED, Arrays, Sharing, compute
 from masa_vit.inspection.records import AtomRecord
-from masa_vit.inspection.similarity import composed_similarity, mean_off_diagonal
+from masa_vit.inspection.similarity import mean_off_diagonal
+
+_OF_PROJECTION = {
+    **{
+        name: SHARED[name]
+        for name in ('coefficients', 'contributions', 'shares', 'effective_atoms')
+    },
+    'composed_similarity': HISTORY['composed_similarity'],
+    'canonical_energies': SHARED['canonical_energies'],
+}
+_OF_DICTIONARY = {name: DICTIONARY[name] for name in ('atom_use', 'atom_overlap')}
 
 
 def history_quantities(records: Sequence[AtomRecord]) -> dict[str, dict[str, torch.Tensor]]:
@@ -51,22 +62,14 @@ def history_quantities(records: Sequence[AtomRecord]) -> dict[str, dict[str, tor
     return history
 
 
-def _quantities(record: AtomRecord, name: str) -> dict[str, torch.Tensor]:
-    coef, gram = record.coef[name], record.gram[name]
+def _quantities(record: AtomRecord, name: str) -> Arrays:
+    coef, gram = record.coef[name].double(), record.gram[name]
     key = record.dictionaries[name]
     users = [record.coef[user] for user, of in record.dictionaries.items() if of == key]
-    sizes = sharing_measures.contributions(coef, gram)
-    energies = sharing_measures.canonical_form(coef, gram).energies
-    return {
-        'coefficients': coef.double(),
-        'contributions': sizes,
-        'shares': sharing_measures.atom_shares(coef, gram),
-        'effective_atoms': sharing_measures.participation_ratio(sizes.square()),
-        'atom_use': sharing_measures.atom_use(torch.cat(users), gram),
-        'atom_overlap': sharing_measures.atom_overlaps(gram),
-        'composed_similarity': composed_similarity(coef, gram),
-        'canonical_energies': F.pad(energies, (0, min(coef.shape) - len(energies))),
-    }
+    found = compute(_OF_PROJECTION, Sharing(coef, gram))
+    energies = found['canonical_energies']  # (R,), and R may change from epoch to epoch
+    found['canonical_energies'] = F.pad(energies, (0, min(coef.shape) - len(energies)))
+    return found | compute(_OF_DICTIONARY, Sharing(torch.cat(users), gram))
 
 
 def summary_numbers(record: AtomRecord) -> dict[str, dict[str, float]]:

@@ -19,7 +19,8 @@ from masa_vit.inspection import (
 )
 from masa_vit.inspection.activations import patch_grid
 from masa_vit.inspection.inspected import Source
-from masa_vit.inspection.summary import Arrays, Summary
+from masa_vit.inspection.quantities import Arrays
+from masa_vit.inspection.summary import Summary
 from masa_vit.utils.images import choose, class_folders, find_images, timm_transform
 
 SHOWN = 4

@@ -105,8 +105,12 @@ class Report:
 
 
 def _quantity(name: str) -> dict[str, Any]:
-    axes, invariant, text = QUANTITIES[name]
-    return {'axes': list(axes), 'invariant': invariant, 'text': text}
+    quantity = QUANTITIES[name]
+    return {
+        'axes': list(quantity.axes),
+        'invariant': quantity.invariant,
+        'text': quantity.text,
+    }
 
 
 def _model(summary: Summary) -> dict[str, Any]:
