@@ -16,11 +16,11 @@ from masa_vit.inspection import (
     read_history,
     summarize,
 )
-from masa_vit.inspection.figures import STEMS, draw_report
+from masa_vit.inspection.charts import STEMS
 from masa_vit.inspection.image_analysis import ABLATED, look
 from masa_vit.inspection.inspected import LAST_CHECKPOINT, LoadRun, Run, load, unique_names
 from masa_vit.inspection.page import write_page
-from masa_vit.inspection.plots import draw_history, write_animation
+from masa_vit.inspection.plots import draw_history, report_pictures, write_animation
 from masa_vit.inspection.report import Comparison, History, Report
 from masa_vit.inspection.tables import print_report, write_csv
 from masa_vit.utils.arguments import positive_int, require
@@ -83,8 +83,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Run `masa-vit inspect`."""
-    plotly = ['plotly'] if 'html' in args.format else []
-    require('rich', 'matplotlib', 'scipy', *plotly, extra='inspect')
+    page = ['plotly', 'jinja2'] if 'html' in args.format else []
+    require('rich', 'matplotlib', 'scipy', *page, extra='inspect')
     if args.num_ablated < 0:
         raise ValueError(f'--num-ablated={args.num_ablated}: expected 0 or more')
     # before the work
@@ -192,7 +192,7 @@ def _writers(report: Report, args: argparse.Namespace) -> dict[str, Callable[[Pa
             json.dumps(document, allow_nan=False, indent=1), encoding='utf-8'
         )
     pictures = [kind for kind in args.format if kind in PICTURES]
-    figures = dict(draw_report(report)) if pictures else {}
+    figures = dict(report_pictures(report)) if pictures else {}
     if pictures and report.history is not None:
         name, epochs, projections = report.history
         figures['history'] = draw_history(projections, epochs)

@@ -8,9 +8,10 @@ import torch
 from torch.nn import functional as F
 
 from masa_vit.inspection import sharing_measures
-from masa_vit.inspection.quantities import DICTIONARY, HISTORY, SHARED, Arrays, Sharing, compute
+from masa_vit.inspection.quantities import DICTIONARY, HISTORY, SHARED, Arrays, compute
 from masa_vit.inspection.records import AtomRecord
 from masa_vit.inspection.similarity import mean_off_diagonal
+from masa_vit.inspection.summary import Sharing
 
 _OF_PROJECTION = {
     **{

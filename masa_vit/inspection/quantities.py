@@ -6,14 +6,12 @@ CSV, JSON, the figures and their explanations derive from these tables.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from functools import cache, cached_property
 from typing import Any, NamedTuple
 
 import torch
 
 from masa_vit.inspection import sharing_measures as sharing
 from masa_vit.inspection import similarity, spectra
-from masa_vit.inspection.composed_weights import ProjectionWeights
 
 Arrays = dict[str, torch.Tensor]
 """Name of a quantity -> its array."""
@@ -22,8 +20,6 @@ MOST_VALUES = 64
 """Singular values of each matrix that a report holds, evenly out of all."""
 
 MIXING, SCALE, NONE = 'mixing', 'scale', 'none'
-
-_gaussian_values = cache(spectra.gaussian_values)
 
 
 class Quantity(NamedTuple):
@@ -62,123 +58,6 @@ def relative(values: torch.Tensor, norms: torch.Tensor) -> torch.Tensor:
     """Divide the kept singular values (n, r) by the norms (n,) of their matrices; 0 for norm 0."""
     kept = values[:, kept_indices(values.shape[1])]
     return torch.where(norms > 0, kept.T / norms, 0.0).T
-
-
-class Sharing:
-    """C (L, S) of a projection, or of all that use a dictionary, and the Gram matrix (S, S)."""
-
-    def __init__(self, coef: torch.Tensor, gram: torch.Tensor) -> None:
-        self.coef, self.gram = coef, gram
-
-    @cached_property
-    def contributions(self) -> torch.Tensor:
-        """Norm of each atom's part of each layer, (L, S)."""
-        return sharing.contributions(self.coef, self.gram)
-
-    @cached_property
-    def canonical(self) -> sharing.CanonicalForm:
-        """C on the principal atoms."""
-        return sharing.canonical_form(self.coef, self.gram)
-
-    @cached_property
-    def use(self) -> torch.Tensor:
-        """Share of each atom in the squared contributions, (S,)."""
-        return sharing.atom_use(self.coef, self.gram)
-
-
-class DictionaryAtoms(Sharing):
-    """The atoms (S, out, in) of a dictionary, with C of all projections that use it."""
-
-    def __init__(self, coef: torch.Tensor, atoms: torch.Tensor) -> None:
-        super().__init__(coef, sharing.gram_of_atoms(atoms))
-        self.norms = sharing.atom_norms(self.gram)
-        self.values = spectra.singular_values(atoms)
-
-
-class ComposedLayers:
-    """The weights of a projection in all layers, (L, out, in)."""
-
-    def __init__(self, weights: ProjectionWeights, name: str, composed: torch.Tensor) -> None:
-        self.name, self.composed, self.num_heads = name, composed, weights.num_heads
-        self.residuals = weights.residuals.get(name)
-        self.norms = composed.flatten(1).double().norm(dim=1)
-        self.cosines = similarity.cosine_similarity(composed)
-        self.values = spectra.singular_values(composed)
-        self.gaussian = _gaussian_values(tuple(composed.shape[1:]))
-
-    def head_norms(self) -> torch.Tensor | None:
-        """Norms (L, H); None if the heads are unknown or do not divide the weight."""
-        heads, output = self.num_heads, self.name == 'o'
-        if not heads or self.composed.shape[2 if output else 1] % heads:
-            return None
-        return spectra.head_norms(self.composed, heads, output)
-
-    def residual_share(self) -> torch.Tensor | None:
-        """Shares (L,); None if no layer has a residual."""
-        if self.residuals is None:
-            return None
-        shares = torch.zeros(len(self.norms), dtype=torch.float64)
-        for layer, (up, down) in self.residuals.items():
-            product = ((up @ down).double() * self.composed[layer]).sum()
-            if self.norms[layer] > 0:
-                shares[layer] = product / self.norms[layer].square()
-        return shares
-
-
-class ComparedProjection:
-    """A projection of two models."""
-
-    def __init__(self, first: ProjectionWeights, other: ProjectionWeights, name: str) -> None:
-        weights = first.compose(name), other.compose(name)
-        self.weights = weights if weights[0].shape == weights[1].shape else None
-        both_share = name in first.coef and name in other.coef
-        self.coefs = (first.coef[name], other.coef[name]) if both_share else None
-        atoms = (first.atoms[name], other.atoms[name]) if both_share else None
-        self.atoms = atoms if atoms and atoms[0].shape[1:] == atoms[1].shape[1:] else None
-
-    def cosine(self) -> torch.Tensor | None:
-        """Cosines (L,); None if the weights differ in shape."""
-        return self.weights and similarity.cosine_similarity(*self.weights).diagonal()
-
-    def distance(self) -> torch.Tensor | None:
-        """Relative distances (L,); None if the weights differ in shape."""
-        if self.weights is None:
-            return None
-        first, second = self.weights
-        difference, norm = ((first - second).flatten(1).norm(dim=1), first.flatten(1).norm(dim=1))
-        return torch.where(norm > 0, difference / norm, 0.0)
-
-    def coefficient_angles(self) -> torch.Tensor | None:
-        """Principal angles; None if the depths differ."""
-        if self.coefs is None or len(self.coefs[0]) != len(self.coefs[1]):
-            return None
-        return similarity.principal_angles(self.coefs[0].T, self.coefs[1].T)
-
-    @cached_property
-    def matching(self) -> similarity.Matching | None:
-        """Matched atoms; None if their widths differ."""
-        return similarity.match_atoms(*self.atoms) if self.atoms else None
-
-    def matched(self, values: torch.Tensor, missing: float = 0) -> torch.Tensor | None:
-        """Values (..., pairs) of the matched atoms at the places (..., S) of the first's."""
-        if self.matching is None or self.coefs is None:
-            return None
-        placed = values.new_full((*values.shape[:-1], self.coefs[0].shape[1]), missing)
-        placed[..., [atom for atom, _ in self.matching.pairs]] = values
-        return placed
-
-    def partners(self) -> torch.Tensor:
-        """The other model's atoms of the pairs."""
-        return torch.tensor(
-            [partner for _, partner in self.matching.pairs] if self.matching else []
-        )
-
-    def contributions(self) -> torch.Tensor | None:
-        """Contributions (L, S) of the other model's matched atoms."""
-        if self.atoms is None or self.coefs is None:
-            return None
-        gram = sharing.gram_of_atoms(self.atoms[1])
-        return self.matched(sharing.contributions(self.coefs[1], gram)[:, self.partners()])
 
 
 def _at(axes: str) -> tuple[str, ...]:

@@ -4,12 +4,141 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from functools import cache, cached_property
 
 import torch
 
-from masa_vit.inspection import quantities, sharing_measures
+from masa_vit.inspection import sharing_measures as sharing
+from masa_vit.inspection import similarity, spectra
 from masa_vit.inspection.composed_weights import ProjectionWeights
-from masa_vit.inspection.quantities import Arrays, ComparedProjection, compute
+from masa_vit.inspection.quantities import (
+    COMPARISON,
+    DICTIONARY,
+    SHARED,
+    WEIGHTS,
+    Arrays,
+    compute,
+    kept_indices,
+)
+
+_gaussian_values = cache(spectra.gaussian_values)
+
+
+class Sharing:
+    """C (L, S) of a projection, or of all that use a dictionary, and the Gram matrix (S, S)."""
+
+    def __init__(self, coef: torch.Tensor, gram: torch.Tensor) -> None:
+        self.coef, self.gram = coef, gram
+
+    @cached_property
+    def contributions(self) -> torch.Tensor:
+        """Norm of each atom's part of each layer, (L, S)."""
+        return sharing.contributions(self.coef, self.gram)
+
+    @cached_property
+    def canonical(self) -> sharing.CanonicalForm:
+        """C on the principal atoms."""
+        return sharing.canonical_form(self.coef, self.gram)
+
+    @cached_property
+    def use(self) -> torch.Tensor:
+        """Share of each atom in the squared contributions, (S,)."""
+        return sharing.atom_use(self.coef, self.gram)
+
+
+class DictionaryAtoms(Sharing):
+    """The atoms (S, out, in) of a dictionary, with C of all projections that use it."""
+
+    def __init__(self, coef: torch.Tensor, atoms: torch.Tensor) -> None:
+        super().__init__(coef, sharing.gram_of_atoms(atoms))
+        self.norms = sharing.atom_norms(self.gram)
+        self.values = spectra.singular_values(atoms)
+
+
+class ComposedLayers:
+    """The weights of a projection in all layers, (L, out, in)."""
+
+    def __init__(self, weights: ProjectionWeights, name: str, composed: torch.Tensor) -> None:
+        self.name, self.composed, self.num_heads = name, composed, weights.num_heads
+        self.residuals = weights.residuals.get(name)
+        self.norms = composed.flatten(1).double().norm(dim=1)
+        self.cosines = similarity.cosine_similarity(composed)
+        self.values = spectra.singular_values(composed)
+        self.gaussian = _gaussian_values(tuple(composed.shape[1:]))
+
+    def head_norms(self) -> torch.Tensor | None:
+        """Norms (L, H); None if the heads are unknown or do not divide the weight."""
+        heads, output = self.num_heads, self.name == 'o'
+        if not heads or self.composed.shape[2 if output else 1] % heads:
+            return None
+        return spectra.head_norms(self.composed, heads, output)
+
+    def residual_share(self) -> torch.Tensor | None:
+        """Shares (L,); None if no layer has a residual."""
+        if self.residuals is None:
+            return None
+        shares = torch.zeros(len(self.norms), dtype=torch.float64)
+        for layer, (up, down) in self.residuals.items():
+            product = ((up @ down).double() * self.composed[layer]).sum()
+            if self.norms[layer] > 0:
+                shares[layer] = product / self.norms[layer].square()
+        return shares
+
+
+class ComparedProjection:
+    """A projection of two models."""
+
+    def __init__(self, first: ProjectionWeights, other: ProjectionWeights, name: str) -> None:
+        weights = first.compose(name), other.compose(name)
+        self.weights = weights if weights[0].shape == weights[1].shape else None
+        both_share = name in first.coef and name in other.coef
+        self.coefs = (first.coef[name], other.coef[name]) if both_share else None
+        atoms = (first.atoms[name], other.atoms[name]) if both_share else None
+        self.atoms = atoms if atoms and atoms[0].shape[1:] == atoms[1].shape[1:] else None
+
+    def cosine(self) -> torch.Tensor | None:
+        """Cosines (L,); None if the weights differ in shape."""
+        return self.weights and similarity.cosine_similarity(*self.weights).diagonal()
+
+    def distance(self) -> torch.Tensor | None:
+        """Relative distances (L,); None if the weights differ in shape."""
+        if self.weights is None:
+            return None
+        first, second = self.weights
+        difference, norm = ((first - second).flatten(1).norm(dim=1), first.flatten(1).norm(dim=1))
+        return torch.where(norm > 0, difference / norm, 0.0)
+
+    def coefficient_angles(self) -> torch.Tensor | None:
+        """Principal angles; None if the depths differ."""
+        if self.coefs is None or len(self.coefs[0]) != len(self.coefs[1]):
+            return None
+        return similarity.principal_angles(self.coefs[0].T, self.coefs[1].T)
+
+    @cached_property
+    def matching(self) -> similarity.Matching | None:
+        """Matched atoms; None if their widths differ."""
+        return similarity.match_atoms(*self.atoms) if self.atoms else None
+
+    def matched(self, values: torch.Tensor, missing: float = 0) -> torch.Tensor | None:
+        """Values (..., pairs) of the matched atoms at the places (..., S) of the first's."""
+        if self.matching is None or self.coefs is None:
+            return None
+        placed = values.new_full((*values.shape[:-1], self.coefs[0].shape[1]), missing)
+        placed[..., [atom for atom, _ in self.matching.pairs]] = values
+        return placed
+
+    def partners(self) -> torch.Tensor:
+        """The other model's atoms of the pairs."""
+        return torch.tensor(
+            [partner for _, partner in self.matching.pairs] if self.matching else []
+        )
+
+    def contributions(self) -> torch.Tensor | None:
+        """Contributions (L, S) of the other model's matched atoms."""
+        if self.atoms is None or self.coefs is None:
+            return None
+        gram = sharing.gram_of_atoms(self.atoms[1])
+        return self.matched(sharing.contributions(self.coefs[1], gram)[:, self.partners()])
 
 
 @dataclass
@@ -39,7 +168,7 @@ class Summary:
     def dead(self) -> dict[str, list[int]]:
         """Dictionary -> its dead atoms."""
         return {
-            name: sharing_measures.dead_atoms(arrays['atom_use'])
+            name: sharing.dead_atoms(arrays['atom_use'])
             for name, arrays in self.dictionaries.items()
         }
 
@@ -47,7 +176,7 @@ class Summary:
     def doubled(self) -> dict[str, list[tuple[int, int]]]:
         """Dictionary -> pairs of equal atoms."""
         return {
-            name: sharing_measures.doubled_atoms(arrays['atom_overlap'])
+            name: sharing.doubled_atoms(arrays['atom_overlap'])
             for name, arrays in self.dictionaries.items()
         }
 
@@ -71,18 +200,16 @@ def summarize(weights: ProjectionWeights) -> Summary:
             raise ValueError(f'the weights of projection {name!r} are not finite')
         arrays: Arrays = {}
         if name in weights.coef:
-            gram = sharing_measures.gram_of_atoms(weights.atoms[name])
-            sharing = quantities.Sharing(weights.coef[name], gram)
-            arrays = compute(quantities.SHARED, sharing)
-        layers = quantities.ComposedLayers(weights, name, composed)
-        projections[name] = arrays | compute(quantities.WEIGHTS, layers)
-        indices[name] = quantities.kept_indices(min(composed.shape[1:]))
+            gram = sharing.gram_of_atoms(weights.atoms[name])
+            arrays = compute(SHARED, Sharing(weights.coef[name], gram))
+        projections[name] = arrays | compute(WEIGHTS, ComposedLayers(weights, name, composed))
+        indices[name] = kept_indices(min(composed.shape[1:]))
         dense += composed.numel()
     dictionaries = {}
     for key, users in weights.users.items():
         coef = torch.cat([weights.coef[name] for name in users])
-        atoms = quantities.DictionaryAtoms(coef, weights.atoms[users[0]])
-        dictionaries[key] = compute(quantities.DICTIONARY, atoms)
+        atoms = DictionaryAtoms(coef, weights.atoms[users[0]])
+        dictionaries[key] = compute(DICTIONARY, atoms)
     return Summary(
         depth=weights.depth,
         num_heads=weights.num_heads,
@@ -105,7 +232,7 @@ def compare(weights: ProjectionWeights, other: ProjectionWeights) -> Mapping[str
         Projection -> quantities, for the projections that both have.
     """
     return {
-        name: compute(quantities.COMPARISON, ComparedProjection(weights, other, name))
+        name: compute(COMPARISON, ComparedProjection(weights, other, name))
         for name in weights.projections
         if name in other.projections
     }

@@ -1,14 +1,96 @@
-"""Pictures of a history: what they show, and that the animation moves."""
+"""Pictures hold the numbers of a report, on one scale."""
 
 import numpy as np
 import pytest
 import torch
 from PIL import Image, ImageSequence
 
-from masa_vit.inspection import AtomRecord, history_quantities
-from masa_vit.inspection.plots import draw_history, write_animation
+import masa_vit
+from masa_vit.inspection import AtomRecord, history_quantities, projection_weights, summarize
+from masa_vit.inspection.charts import Chart, Panel
+from masa_vit.inspection.plots import (
+    draw_charts,
+    draw_history,
+    plot_coefficients,
+    plot_curves,
+    report_pictures,
+    write_animation,
+)
+from masa_vit.inspection.report import Report
 
 EPOCHS = [0, 5, 10]
+
+
+def images(figure):
+    return [image for ax in figure.axes for image in ax.images]
+
+
+@pytest.fixture(scope='module')
+def figures(report):
+    return dict(report_pictures(report))
+
+
+def test_names_of_all_pictures(figures):
+    kinds = ['coefficients', 'shares', 'similarity', 'ranks', 'spectra', 'heads', 'atoms']
+    assert [*figures] == [*(f'{kind}_{i}' for i in (1, 2) for kind in kinds), 'comparison']
+
+
+def test_a_dense_model_has_the_pictures_of_its_weights(noisy):
+    summary = summarize(projection_weights(masa_vit.fold(noisy())))
+    names = [name for name, _ in report_pictures(Report({'dense': summary}))]
+    assert names == ['similarity', 'ranks', 'spectra', 'heads']
+
+
+def test_pictures_show_the_numbers(figures, report):
+    arrays = report.models['three'].projections
+    for image, name in zip(images(figures['shares_2']), arrays, strict=True):
+        np.testing.assert_array_equal(image.get_array(), arrays[name]['shares'].numpy())
+    lines = [line.get_ydata() for line in figures['ranks_2'].axes[1].get_lines()]
+    for line, name in zip(lines, arrays, strict=False):
+        assert line.tolist() == arrays[name]['effective_rank'].tolist()
+    use = report.models['two'].dictionaries['q']['atom_use']
+    bars = figures['atoms_1'].axes[0].patches
+    assert [bar.get_height() for bar in bars] == use.tolist()
+
+
+@pytest.mark.parametrize(
+    ('kind', 'start'), [('png', b'\x89PNG'), ('pdf', b'%PDF'), ('svg', b'<?xml')]
+)
+def test_pictures_can_be_written_in_every_format(figures, tmp_path, kind, start):
+    for name in ('coefficients_1', 'comparison'):
+        figures[name].savefig(tmp_path / f'{name}.{kind}', dpi=50)
+        assert (tmp_path / f'{name}.{kind}').read_bytes().startswith(start)
+
+
+@pytest.mark.parametrize(
+    ('quantity', 'matrix', 'limits'),
+    [('coefficients', torch.tensor([[1.0, -3.0]]), (-3, 3)),  # signed
+     ('head_norms', torch.tensor([[1.0, 5.0]]), (1, 5)),
+     ('coefficients', torch.zeros(3, 2), (-1, 1)),
+     ('coefficients', torch.full((1, 1), float('nan')), (-1, 1))],
+)  # fmt: skip
+def test_panels_have_one_scale(quantity, matrix, limits):
+    panels = [Panel(quantity, matrix), Panel(quantity, matrix[:, :1])]
+    assert {image.get_clim() for image in images(draw_charts([Chart('any', panels)]))} == {limits}
+
+
+def test_coefficients_can_be_drawn_on_a_given_scale():
+    coefs = {'q': torch.tensor([[1.0, -3.0]]), 'k': torch.ones(1, 2)}
+    assert {image.get_clim() for image in images(plot_coefficients(coefs))} == {(-3.0, 3.0)}
+    assert {image.get_clim() for image in images(plot_coefficients(coefs, limit=5))} == {(-5, 5)}
+    with pytest.raises(ValueError, match='nothing is shared'):
+        plot_coefficients({})
+
+
+def test_curves_show_what_the_histories_hold():
+    histories = {
+        'a': [{'epoch': 1, 'loss': 2.0, 'metrics': {'top1': 30.0}}, {'epoch': 2, 'loss': 1.0}],
+        'b': [{'epoch': 1, 'loss': 3.0, 'metrics': {'top1': 20.0}}],
+    }
+    loss, top1 = plot_curves(histories, 'top1').axes
+    assert [list(line.get_ydata()) for line in loss.get_lines()] == [[2.0, 1.0], [3.0]]
+    assert [list(line.get_ydata()) for line in top1.get_lines()] == [[30.0], [20.0]]
+    assert [text.get_text() for text in loss.get_legend().get_texts()] == ['a', 'b']
 
 
 def history_of(**shapes):
