@@ -3,10 +3,13 @@
 from masa_vit.inspection.ablation import AtomAblation, Effect, ablate_atoms
 from masa_vit.inspection.activations import attention_distance, attention_maps, class_attention
 from masa_vit.inspection.cka import layer_cka, linear_cka
-from masa_vit.inspection.composed_weights import ProjectionWeights, projection_weights
-from masa_vit.inspection.extract import coefficients
 from masa_vit.inspection.history import history_quantities, summary_numbers
 from masa_vit.inspection.parameter_counts import ParameterCounts, count_parameters
+from masa_vit.inspection.projections import (
+    ProjectionWeights,
+    coefficients,
+    projection_weights,
+)
 from masa_vit.inspection.quantities import QUANTITIES, Quantity
 from masa_vit.inspection.records import (
     AtomRecord,

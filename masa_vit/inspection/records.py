@@ -1,4 +1,4 @@
-"""A record of the atoms at each epoch of a training: small files that hold its history.
+"""The history of a run: a small record of its atoms at each epoch.
 
 A record holds C and the Gram matrix of the atoms, of every projection that shares: a few kilobytes, and
 all that `masa_vit.inspection.sharing_measures` needs. `CoefficientHook` writes one after every epoch.
@@ -14,11 +14,9 @@ from pathlib import Path
 from typing import NamedTuple
 
 import torch
-from torch import nn
 
 from masa_vit.inspection import sharing_measures
-from masa_vit.inspection.composed_weights import shared_atoms
-from masa_vit.inspection.extract import coefficients
+from masa_vit.inspection.projections import Source, coefficients, shared_atoms
 from masa_vit.models import read_state_dict
 from masa_vit.utils.digests import save_weights
 from masa_vit.utils.staging import write_atomically
@@ -33,7 +31,7 @@ _CHECKPOINTS = (r'epoch_(\d+)\.pth', r'iter_(\d+)\.pth')
 
 
 class AtomRecord(NamedTuple):
-    """What a model shares, and how, at one moment of its training."""
+    """Coefficients and inner products of the atoms at one moment of a training."""
 
     epoch: int
     """Epochs trained; of an `iter_<n>.pth`, iterations."""
@@ -50,7 +48,7 @@ class AtomRecord(NamedTuple):
         return all(each.isfinite().all() for each in (*self.coef.values(), *self.gram.values()))
 
 
-def record_of(source: nn.Module | Mapping[str, torch.Tensor], epoch: int) -> AtomRecord:
+def record_of(source: Source, epoch: int) -> AtomRecord:
     """Return the record of a model, of any module that holds one, or of a state dict.
 
     Raises:

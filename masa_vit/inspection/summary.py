@@ -10,7 +10,7 @@ import torch
 
 from masa_vit.inspection import sharing_measures as sharing
 from masa_vit.inspection import similarity, spectra
-from masa_vit.inspection.composed_weights import ProjectionWeights
+from masa_vit.inspection.projections import ProjectionWeights
 from masa_vit.inspection.quantities import (
     COMPARISON,
     DICTIONARY,

@@ -17,8 +17,8 @@ from scipy.cluster.hierarchy import leaves_list
 from selenium import webdriver
 
 from masa_vit.inspection import compare, summarize
-from masa_vit.inspection.composed_weights import ProjectionWeights
 from masa_vit.inspection.page import digits, write_page
+from masa_vit.inspection.projections import ProjectionWeights
 from masa_vit.inspection.report import Comparison, History, Report
 
 DEPTH, HEADS, WIDTH, EPOCHS = 4, 2, 12, [0, 5, 10]
