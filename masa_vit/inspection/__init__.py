@@ -3,7 +3,6 @@
 from masa_vit.inspection.ablation import AtomAblation, Effect, ablate_atoms
 from masa_vit.inspection.activations import attention_distance, attention_maps, class_attention
 from masa_vit.inspection.cka import layer_cka, linear_cka
-from masa_vit.inspection.history import history_quantities, summary_numbers
 from masa_vit.inspection.parameter_counts import ParameterCounts, count_parameters
 from masa_vit.inspection.projections import (
     ProjectionWeights,
@@ -13,10 +12,12 @@ from masa_vit.inspection.projections import (
 from masa_vit.inspection.quantities import QUANTITIES, Quantity
 from masa_vit.inspection.records import (
     AtomRecord,
+    history_quantities,
     read_history,
     read_record,
     record_of,
     remove_records,
+    summary_numbers,
     write_record,
 )
 from masa_vit.inspection.sharing_measures import (
