@@ -1,4 +1,4 @@
-"""`masa-vit inspect`: look at what is shared, in tables, pictures and a page."""
+"""`masa-vit inspect`: show the sharing of models in tables, pictures and a page."""
 
 from __future__ import annotations
 
@@ -16,9 +16,9 @@ from masa_vit.inspection import (
     read_history,
     summarize,
 )
-from masa_vit.inspection.charts import STEMS
+from masa_vit.inspection.chart_contents import STEMS
 from masa_vit.inspection.image_analysis import ABLATED, look
-from masa_vit.inspection.inspected import LAST_CHECKPOINT, LoadRun, Run, load, unique_names
+from masa_vit.inspection.inspected import LAST_CHECKPOINT, Run, load, unique_names
 from masa_vit.inspection.page import write_page
 from masa_vit.inspection.plots import draw_history, report_pictures, write_animation
 from masa_vit.inspection.report import Comparison, History, Report
@@ -38,6 +38,9 @@ FORMATS = ('table', 'csv', 'json', 'png', 'pdf', 'svg', 'html')
 PICTURES = ('png', 'pdf', 'svg')
 
 _DEFAULT = 'table,csv,json,png,html'
+_DENSE = (
+    'Nothing is shared in this model: it is dense, and has no atoms. The report covers its weights.'
+)
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -87,13 +90,17 @@ def run(args: argparse.Namespace) -> int:
     require('rich', 'matplotlib', 'scipy', *page, extra='inspect')
     if args.num_ablated < 0:
         raise ValueError(f'--num-ablated={args.num_ablated}: expected 0 or more')
-    # before the work
-    _check_output(args)
+    # errors before the work
+    pictures = [kind for kind in args.format if kind in PICTURES]
+    names = [f'{stem}{n}.{kind}' for stem in STEMS for n in ('', '_1') for kind in pictures]
+    names += [f'report.{kind}' for kind in args.format if kind not in ('table', *PICTURES)]
+    check_free(args.out, [*names, *(['history.gif'] if pictures else [])], args.force)
+    check_writable(args.out)
     if args.images:
         find_images([args.images])
     texts = _texts(args)
     records = read_history(args.work_dir) if args.work_dir else []
-    report = _inspect(args, texts, _load_run)
+    report = _inspect(args, texts)
     if records:
         _add_history(report, Path(args.work_dir).resolve().name, records)
     if 'table' in args.format:
@@ -125,17 +132,8 @@ def _add_history(report: Report, name: str, records: Sequence[AtomRecord]) -> No
         report.notes[model] = f'{report.notes.get(model, "")} {why}'.strip()
 
 
-def _check_output(args: argparse.Namespace) -> None:
-    """Refuse a folder that cannot be written, or that has a report of these formats."""
-    kinds = [kind for kind in args.format if kind in PICTURES]
-    stems = [f'{stem}{n}.{kind}' for stem in STEMS for n in ('', '_1') for kind in kinds]
-    reports = [f'report.{kind}' for kind in args.format if kind not in ('table', *PICTURES)]
-    check_free(args.out, [*reports, *stems, *(['history.gif'] if kinds else [])], args.force)
-    check_writable(args.out)
-
-
 def _texts(args: argparse.Namespace) -> list[str]:
-    """What to load."""
+    """Return the sources to load; raise ValueError if the arguments do not fit together."""
     texts = list(args.sources)
     if not texts and args.work_dir and (Path(args.work_dir) / LAST_CHECKPOINT).is_file():
         texts = [args.work_dir]  # else its history alone
@@ -150,30 +148,23 @@ def _texts(args: argparse.Namespace) -> list[str]:
     return [*texts, args.against] if args.against else texts
 
 
-def _inspect(args: argparse.Namespace, texts: Sequence[str], load_run: LoadRun | None) -> Report:
-    sources = unique_names([load(text, args.config, load_run) for text in texts])
+def _inspect(args: argparse.Namespace, texts: Sequence[str]) -> Report:
+    sources = unique_names([load(text, args.config, _load_run) for text in texts])
     report = Report()
     for source in sources:
         try:
             summary = report.models[source.name] = summarize(source.weights)
         except ValueError as error:
             raise ValueError(f'{source.name}: {error}') from error
-        notes = []
-        if not source.weights.shares:
-            notes.append(
-                'Nothing is shared in this model: it is dense, and has no atoms. The report '
-                'covers its weights.'
-            )
+        notes = [] if source.weights.shares else [_DENSE]
         if args.images:
             options = (args.images, args.num_images, args.num_ablated, args.batch_size)
             report.pictures[source.name], note = look(source, summary, *options)
             notes.append(note)
         if notes:
             report.notes[source.name] = ' '.join(notes)
-    if args.against:
-        pairs = [(source, sources[-1]) for source in sources[:-1]]
-    else:
-        pairs = [(sources[0], other) for other in sources[1:]]
+    against = [(source, sources[-1]) for source in sources[:-1]]
+    pairs = against if args.against else [(sources[0], other) for other in sources[1:]]
     report.comparisons = [
         Comparison(first.name, other.name, compare(first.weights, other.weights))
         for first, other in pairs
@@ -213,11 +204,7 @@ def _save(figure: Any, path: Path) -> None:
 
 
 def _formats(text: str) -> list[str]:
-    formats = [part.strip() for part in text.split(',') if part.strip()]
-    if not formats:
-        raise argparse.ArgumentTypeError(
-            f'{text!r} names no format: expected some of {",".join(FORMATS)}'
-        )
+    formats = [part.strip() for part in text.split(',')]
     if unknown := [part for part in formats if part not in FORMATS]:
         raise argparse.ArgumentTypeError(
             f'unknown format {", ".join(map(repr, unknown))}: expected some of {",".join(FORMATS)}'

@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 
-from masa_vit.inspection.charts import report_charts
+from masa_vit.inspection.chart_contents import report_charts
 from masa_vit.inspection.plotly_figures import TEMPLATE, draw
 from masa_vit.inspection.quantities import QUANTITIES
 from masa_vit.inspection.report import Report

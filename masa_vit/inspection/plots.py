@@ -12,7 +12,8 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from masa_vit.inspection.charts import Chart, Limits, Panel, report_charts
+from masa_vit.inspection.chart_contents import report_charts
+from masa_vit.inspection.charts import Chart, Limits, Panel
 from masa_vit.inspection.report import Report
 
 if TYPE_CHECKING:
