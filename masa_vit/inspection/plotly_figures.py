@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from masa_vit.inspection.charts import Chart, Panel
+from masa_vit.inspection.charts import Chart, Limits, Panel
 
 if TYPE_CHECKING:
     import plotly.graph_objects as go
@@ -64,15 +64,17 @@ def draw(chart: Chart) -> dict[str, Any]:
     heights_of: dict[str, str] = {}  # quantity of bars -> the y axis that its panels share
     for index, panel in enumerate(chart.panels):
         place = {'row': index // columns + 1, 'col': index % columns + 1}
-        for trace in _traces(panel, columns):
+        for trace in _traces(panel, columns, chart.limits):
             trace.showlegend = bool(trace.name) and trace.name not in shown
             shown.add(trace.name)
             figure.add_trace(trace, **place)
         figure.update_xaxes(**_x_axis(panel), **place)
         figure.update_yaxes(**_y_axis(panel, first=index % columns == 0), **place)
         if panel.kind == 'bars':
-            shared = heights_of.setdefault(panel.quantity, f'y{index + 1 if index else ""}')
-            figure.update_yaxes(matches=shared, **place)
+            axis = f'y{index + 1 if index else ""}'
+            shared = heights_of.setdefault(panel.quantity, axis)
+            title = panel.label if shared == axis else ''
+            figure.update_yaxes(matches=shared, title_text=title, **place)
     if any(panel.kind == 'heatmap' for panel in chart.panels):
         figure.update_layout(coloraxis=_colour_axis(chart, heights[0], inner))
     bottom = _BOTTOM + (_LEGEND if any(shown) else 0)
@@ -98,11 +100,11 @@ def _height(panel: Panel, columns: int) -> float:
     return max(200, min(520, rows * 26))
 
 
-def _traces(panel: Panel, columns: int) -> Iterator[Any]:
+def _traces(panel: Panel, columns: int, limits: Limits) -> Iterator[Any]:
     from plotly import graph_objects as go
 
     if panel.kind == 'heatmap':
-        yield _heatmap(panel, columns)
+        yield _heatmap(panel, columns, limits)
         return
     values = panel.values.float().numpy()
     count = len(values)
@@ -145,12 +147,13 @@ def _traces(panel: Panel, columns: int) -> Iterator[Any]:
         )  # fmt: skip
 
 
-def _heatmap(panel: Panel, columns: int) -> go.Heatmap:
+def _heatmap(panel: Panel, columns: int, limits: Limits) -> go.Heatmap:
     from plotly import graph_objects as go
 
     rows, width = panel.values.shape
     x, y = panel.axes
-    readable = _WIDTH / columns / width > 50 and rows <= 24
+    # numbers in the cells: if they fit, and two decimals distinguish them
+    readable = _WIDTH / columns / width > 50 and rows <= 24 and max(map(abs, limits)) > 0.1
     return go.Heatmap(
         z=panel.values.float().numpy(),
         x=[*panel.column_labels] or None,

@@ -149,7 +149,7 @@ def _comparison_table(comparison: Comparison) -> Any:
     from rich.markup import escape
 
     first, second, projections = comparison
-    heads = ('', 'cosine of weights', 'largest angle of spans', 'atoms matched', 'their cosine')
+    heads = ('', 'cosine of weights', 'largest angle', 'atoms matched', 'their cosine')
     table = _table(*heads, title=escape(f'{first} beside {second}'))
     for of, arrays in projections.items():
         cells = [of.upper(), '-', '-', '-', '-']
