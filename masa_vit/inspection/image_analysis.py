@@ -1,4 +1,4 @@
-"""What models do with the images of a folder."""
+"""Attention, CKA and the ablation of atoms on the images of a folder."""
 
 from __future__ import annotations
 
@@ -63,7 +63,7 @@ def look(
     num_ablated: int,
     batch_size: int,
 ) -> tuple[list[str], str]:
-    """Add to a summary what a model does with images.
+    """Add the quantities of a model on images to its summary.
 
     Args:
         source: With a model.
@@ -74,8 +74,7 @@ def look(
         batch_size: Of a pass.
 
     Returns:
-        The images whose attention is in the summary, as the model gets them: `data:` URLs; and what the
-        reader has to know.
+        The images whose attention is in the summary, as the model gets them, as `data:` URLs; a note.
 
     Raises:
         FileNotFoundError: If there are no images.
