@@ -17,7 +17,7 @@ from masa_vit.inspection import (
     summarize,
 )
 from masa_vit.inspection.chart_contents import STEMS
-from masa_vit.inspection.image_analysis import ABLATED, look
+from masa_vit.inspection.image_analysis import ABLATED, add_image_quantities
 from masa_vit.inspection.inspected import LAST_CHECKPOINT, Run, load, unique_names
 from masa_vit.inspection.page import write_page
 from masa_vit.inspection.plots import draw_history, report_pictures, write_animation
@@ -69,7 +69,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help=f'out of {",".join(FORMATS)} (default: {_DEFAULT})',
     )
     parser.add_argument('--config', help='of the run that wrote the checkpoints')
-    images = parser.add_argument_group('images', 'what the models do with them')
+    images = parser.add_argument_group('images', 'attention, CKA and ablation on images')
     images.add_argument('--images', metavar='FOLDER', help='of any structure')
     images.add_argument(
         '--num-images', type=positive_int, default=128, metavar='N', help='at random (default: 128)'
@@ -159,7 +159,7 @@ def _inspect(args: argparse.Namespace, texts: Sequence[str]) -> Report:
         notes = [] if source.weights.shares else [_DENSE]
         if args.images:
             options = (args.images, args.num_images, args.num_ablated, args.batch_size)
-            report.pictures[source.name], note = look(source, summary, *options)
+            report.pictures[source.name], note = add_image_quantities(source, summary, *options)
             notes.append(note)
         if notes:
             report.notes[source.name] = ' '.join(notes)

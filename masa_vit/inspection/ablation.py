@@ -98,25 +98,19 @@ def ablate_atoms(model: nn.Module, batches: Iterable[Batch]) -> AtomAblation:
             cell[2] += _correct(ablated, classes) - right
     if not num_images:
         raise ValueError('no images: the batches are empty')
-    effects = {
-        name: Effect(
-            (kl / num_images).float(),
-            (distance / num_images).float(),
-            (100 * gained / num_classified).float() if num_classified else None,
-        )
-        for name, (kl, distance, gained) in sums.items()
-    }
-    return AtomAblation(
-        {name: _rows(effect, slice(depth)) for name, effect in effects.items()},
-        {name: _rows(effect, depth) for name, effect in effects.items()},
-        100 * correct / num_classified if num_classified else None,
-        num_images,
-    )
 
+    def effects(rows: int | slice) -> dict[str, Effect]:
+        return {
+            name: Effect(
+                (kl[rows] / num_images).float(),
+                (distance[rows] / num_images).float(),
+                (100 * gained[rows] / num_classified).float() if num_classified else None,
+            )
+            for name, (kl, distance, gained) in sums.items()
+        }
 
-def _rows(effect: Effect, rows: int | slice) -> Effect:
-    accuracy = None if effect.accuracy is None else effect.accuracy[rows]
-    return Effect(effect.kl[rows], effect.distance[rows], accuracy)
+    accuracy = 100 * correct / num_classified if num_classified else None
+    return AtomAblation(effects(slice(depth)), effects(depth), accuracy, num_images)
 
 
 def _copy_of(model: nn.Module) -> MasaVisionTransformer:

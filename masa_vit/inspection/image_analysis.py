@@ -55,7 +55,7 @@ def sample_images(folder: str, num_images: int, num_classes: int) -> Sample:
     return Sample(sample, None if -1 in classes else classes)
 
 
-def look(
+def add_image_quantities(
     source: Source,
     summary: Summary,
     folder: str,

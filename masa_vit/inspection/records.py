@@ -216,23 +216,16 @@ def _numbered(folder: Path, pattern: str) -> list[tuple[int, Path]]:
 
 
 def history_quantities(records: Sequence[AtomRecord]) -> dict[str, dict[str, torch.Tensor]]:
-    """Compute how the layers used the atoms at each of E moments.
+    """Compute the use of the atoms by the layers at each of E moments.
 
     Args:
         records: E >= 1 of one run, as `read_history` returns them.
 
     Returns:
-        Projection -> quantity -> values, float64:
-
-        - 'coefficients' (E, L, S): C. Not invariant to scale. In one run the atoms keep their places
-          and signs: compare one epoch with the next, but not one atom with another.
-        - invariant to scale: 'contributions' (E, L, S), 'shares' (E, L, S), 'effective_atoms' (E, L),
-          the participation ratio of the squared contributions, 'atom_use' (E, S), 'atom_overlap'
-          (E, S, S). Atoms are those of the dictionary, with all projections that draw on it.
-        - invariant to mixing: 'composed_similarity' (E, L, L), the cosines of the weights composed of
-          the atoms, and 'canonical_energies' (E, R), with zeros up to R = min(L, S).
-
-        What they are, and what invariant means: `masa_vit.inspection.sharing_measures`.
+        Projection -> quantity -> values (E, ...), float64, as `QUANTITIES` describes them. In one run
+        the atoms keep their places and signs: coefficients of one epoch compare with the next ones.
+        'atom_use' and 'atom_overlap' are of the dictionary, with all projections that use it;
+        'canonical_energies' (E, R) have zeros up to R = min(L, S).
 
     Raises:
         ValueError: If there are no records, or one holds numbers that are not finite.
