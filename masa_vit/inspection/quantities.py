@@ -71,7 +71,7 @@ SHARED = {
         lambda s: s.coef, 'coefficient', signed=True,
     ),
     'contributions': Quantity(
-        _at('layer atom'), SCALE, '||c D||: what the atom adds to the layer',
+        _at('layer atom'), SCALE, "||c D||: norm of the atom's part of the layer",
         lambda s: s.contributions, 'contribution',
     ),
     'shares': Quantity(
