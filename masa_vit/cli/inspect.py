@@ -187,7 +187,7 @@ def _writers(report: Report, args: argparse.Namespace) -> dict[str, Callable[[Pa
     if pictures and report.history is not None:
         name, epochs, projections = report.history
         figures['history'] = draw_history(projections, epochs)
-        figures['history'].suptitle(name)
+        figures['history'].suptitle(name, parse_math=False)
         writers['history.gif'] = partial(write_animation, projections, epochs)
     for stem, figure in figures.items():
         for kind in pictures:

@@ -79,7 +79,7 @@ def _per_projection(
         Panel(quantity, arrays[quantity] if kind == 'heatmap' else arrays[quantity][None],
               f'{_upper(name)}, all layers' if kind == 'bars' else _upper(name), kind)
         for name, arrays in projections.items()
-        if quantity in arrays
+        if quantity in arrays and arrays[quantity].numel()  # no principal atoms of zero weights
     ]  # fmt: skip
 
 
@@ -261,20 +261,14 @@ def history_charts(history: History) -> Iterator[Chart]:
                 for moment, epoch in enumerate(epochs)
             }
             yield Chart('history', panels, {'show': quantity.replace('_', ' ')}, frames=frames)
+    lines = (('effective_atoms', 'effective atoms', 'layer'), ('atom_use', 'use', 'atom'))
     for name, arrays in history.projections.items():
-        panels = []
-        if 'effective_atoms' in arrays:
-            layers = arrays['effective_atoms']  # (epochs, L)
-            panels.append(
-                Panel('effective_atoms', layers.T, f'{_upper(name)}, effective atoms', 'lines',
-                      [f'layer {layer}' for layer in range(layers.shape[1])], history.epochs,
-                      {'mean of the layers': layers.mean(1)}, x='epoch')
-            )  # fmt: skip
-        if 'atom_use' in arrays:
-            use = arrays['atom_use']  # (epochs, S)
-            panels.append(
-                Panel('atom_use', use.T, f'{_upper(name)}, use of the atoms', 'lines',
-                      [f'atom {atom}' for atom in range(use.shape[1])], history.epochs, x='epoch')
-            )  # fmt: skip
+        panels = [
+            Panel(quantity, arrays[quantity].T, f'{_upper(name)}, {title}', 'lines',
+                  [f'{of} {index}' for index in range(arrays[quantity].shape[1])], history.epochs,
+                  {'mean': arrays[quantity].mean(1)} if of == 'layer' else {}, x='epoch')
+            for quantity, title, of in lines
+            if quantity in arrays
+        ]  # fmt: skip
         if panels:
             yield Chart('over-epochs', panels, {'projection': _upper(name)})

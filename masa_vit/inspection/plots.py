@@ -57,7 +57,7 @@ def draw_charts(charts: Sequence[Chart], title: str = '') -> Figure:
             panel = next(panel for panel in chart.panels if panel.kind == 'heatmap')
             part.colorbar([*images.values()][-1], ax=[*images], label=panel.label)
     if title:
-        figure.suptitle(title)
+        figure.suptitle(title, parse_math=False)
     return figure
 
 
@@ -80,8 +80,8 @@ def _draw_panel(ax: Axes, panel: Panel, limits: Limits) -> AxesImage | None:
     from matplotlib.ticker import MaxNLocator
 
     x, y = panel.axes
-    ax.set(title=panel.title, xlabel=x, ylabel=y)
-    ax.title.set_fontsize('medium')
+    ax.set(xlabel=x, ylabel=y)
+    ax.set_title(panel.title, fontsize='medium', parse_math=False)  # a name may have a $
     if panel.kind == 'heatmap':
         image = draw_matrix(ax, panel.values, limits, signed=panel.signed)
         for labels, set_ticks in (

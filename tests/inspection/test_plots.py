@@ -6,8 +6,15 @@ import torch
 from PIL import Image, ImageSequence
 
 import masa_vit
-from masa_vit.inspection import AtomRecord, history_quantities, projection_weights, summarize
+from masa_vit.inspection import (
+    AtomRecord,
+    compare,
+    history_quantities,
+    projection_weights,
+    summarize,
+)
 from masa_vit.inspection.charts import Chart, Panel
+from masa_vit.inspection.page import write_page
 from masa_vit.inspection.plots import (
     draw_charts,
     draw_history,
@@ -16,7 +23,7 @@ from masa_vit.inspection.plots import (
     report_pictures,
     write_animation,
 )
-from masa_vit.inspection.report import Report
+from masa_vit.inspection.report import Comparison, Report
 
 EPOCHS = [0, 5, 10]
 
@@ -72,6 +79,19 @@ def test_pictures_can_be_written_in_every_format(figures, tmp_path, kind, start)
 def test_panels_have_one_scale(quantity, matrix, limits):
     panels = [Panel(quantity, matrix), Panel(quantity, matrix[:, :1])]
     assert {image.get_clim() for image in images(draw_charts([Chart('any', panels)]))} == {limits}
+
+
+def test_any_name_and_zero_weights_can_be_drawn(noisy, tmp_path):
+    model = noisy()
+    with torch.no_grad():
+        for bank in model.banks.values():
+            bank.atoms.zero_()
+    weights = projection_weights(model)
+    report = Report({r'$\a': summarize(weights), '$_$': summarize(weights)})
+    report.comparisons = [Comparison(r'$\a', '$_$', compare(weights, weights))]
+    for _, figure in report_pictures(report):
+        figure.draw_without_rendering()
+    write_page(report, tmp_path / 'report.html', 'zero')
 
 
 def test_coefficients_can_be_drawn_on_a_given_scale():
