@@ -1,4 +1,4 @@
-"""`masa-vit inspect`: look at what is shared, in tables, pictures and a page."""
+"""`masa-vit inspect`: show the sharing of models in tables, pictures and a page."""
 
 from __future__ import annotations
 
@@ -16,11 +16,11 @@ from masa_vit.inspection import (
     read_history,
     summarize,
 )
-from masa_vit.inspection.figures import STEMS, draw_report
-from masa_vit.inspection.image_analysis import ABLATED, look
-from masa_vit.inspection.inspected import LAST_CHECKPOINT, LoadRun, Run, load, unique_names
+from masa_vit.inspection.chart_contents import STEMS
+from masa_vit.inspection.image_analysis import ABLATED, add_image_quantities
+from masa_vit.inspection.inspected import LAST_CHECKPOINT, Run, load, unique_names
 from masa_vit.inspection.page import write_page
-from masa_vit.inspection.plots import draw_history, write_animation
+from masa_vit.inspection.plots import draw_history, report_pictures, write_animation
 from masa_vit.inspection.report import Comparison, History, Report
 from masa_vit.inspection.tables import print_report, write_csv
 from masa_vit.utils.arguments import positive_int, require
@@ -38,6 +38,9 @@ FORMATS = ('table', 'csv', 'json', 'png', 'pdf', 'svg', 'html')
 PICTURES = ('png', 'pdf', 'svg')
 
 _DEFAULT = 'table,csv,json,png,html'
+_DENSE = (
+    'Nothing is shared in this model: it is dense, and has no atoms. The report covers its weights.'
+)
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -66,7 +69,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help=f'out of {",".join(FORMATS)} (default: {_DEFAULT})',
     )
     parser.add_argument('--config', help='of the run that wrote the checkpoints')
-    images = parser.add_argument_group('images', 'what the models do with them')
+    images = parser.add_argument_group('images', 'attention, CKA and ablation on images')
     images.add_argument('--images', metavar='FOLDER', help='of any structure')
     images.add_argument(
         '--num-images', type=positive_int, default=128, metavar='N', help='at random (default: 128)'
@@ -83,17 +86,21 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Run `masa-vit inspect`."""
-    plotly = ['plotly'] if 'html' in args.format else []
-    require('rich', 'matplotlib', 'scipy', *plotly, extra='inspect')
+    page = ['plotly', 'jinja2'] if 'html' in args.format else []
+    require('rich', 'matplotlib', 'scipy', *page, extra='inspect')
     if args.num_ablated < 0:
         raise ValueError(f'--num-ablated={args.num_ablated}: expected 0 or more')
-    # before the work
-    _check_output(args)
+    # errors before the work
+    pictures = [kind for kind in args.format if kind in PICTURES]
+    names = [f'{stem}{n}.{kind}' for stem in STEMS for n in ('', '_1') for kind in pictures]
+    names += [f'report.{kind}' for kind in args.format if kind not in ('table', *PICTURES)]
+    check_free(args.out, [*names, *(['history.gif'] if pictures else [])], args.force)
+    check_writable(args.out)
     if args.images:
         find_images([args.images])
     texts = _texts(args)
     records = read_history(args.work_dir) if args.work_dir else []
-    report = _inspect(args, texts, _load_run)
+    report = _inspect(args, texts)
     if records:
         _add_history(report, Path(args.work_dir).resolve().name, records)
     if 'table' in args.format:
@@ -125,17 +132,8 @@ def _add_history(report: Report, name: str, records: Sequence[AtomRecord]) -> No
         report.notes[model] = f'{report.notes.get(model, "")} {why}'.strip()
 
 
-def _check_output(args: argparse.Namespace) -> None:
-    """Refuse a folder that cannot be written, or that has a report of these formats."""
-    kinds = [kind for kind in args.format if kind in PICTURES]
-    stems = [f'{stem}{n}.{kind}' for stem in STEMS for n in ('', '_1') for kind in kinds]
-    reports = [f'report.{kind}' for kind in args.format if kind not in ('table', *PICTURES)]
-    check_free(args.out, [*reports, *stems, *(['history.gif'] if kinds else [])], args.force)
-    check_writable(args.out)
-
-
 def _texts(args: argparse.Namespace) -> list[str]:
-    """What to load."""
+    """Return the sources to load; raise ValueError if the arguments do not fit together."""
     texts = list(args.sources)
     if not texts and args.work_dir and (Path(args.work_dir) / LAST_CHECKPOINT).is_file():
         texts = [args.work_dir]  # else its history alone
@@ -150,30 +148,23 @@ def _texts(args: argparse.Namespace) -> list[str]:
     return [*texts, args.against] if args.against else texts
 
 
-def _inspect(args: argparse.Namespace, texts: Sequence[str], load_run: LoadRun | None) -> Report:
-    sources = unique_names([load(text, args.config, load_run) for text in texts])
+def _inspect(args: argparse.Namespace, texts: Sequence[str]) -> Report:
+    sources = unique_names([load(text, args.config, _load_run) for text in texts])
     report = Report()
     for source in sources:
         try:
             summary = report.models[source.name] = summarize(source.weights)
         except ValueError as error:
             raise ValueError(f'{source.name}: {error}') from error
-        notes = []
-        if not source.weights.shares:
-            notes.append(
-                'Nothing is shared in this model: it is dense, and has no atoms. The report '
-                'covers its weights.'
-            )
+        notes = [] if source.weights.shares else [_DENSE]
         if args.images:
             options = (args.images, args.num_images, args.num_ablated, args.batch_size)
-            report.pictures[source.name], note = look(source, summary, *options)
+            report.pictures[source.name], note = add_image_quantities(source, summary, *options)
             notes.append(note)
         if notes:
             report.notes[source.name] = ' '.join(notes)
-    if args.against:
-        pairs = [(source, sources[-1]) for source in sources[:-1]]
-    else:
-        pairs = [(sources[0], other) for other in sources[1:]]
+    against = [(source, sources[-1]) for source in sources[:-1]]
+    pairs = against if args.against else [(sources[0], other) for other in sources[1:]]
     report.comparisons = [
         Comparison(first.name, other.name, compare(first.weights, other.weights))
         for first, other in pairs
@@ -192,11 +183,11 @@ def _writers(report: Report, args: argparse.Namespace) -> dict[str, Callable[[Pa
             json.dumps(document, allow_nan=False, indent=1), encoding='utf-8'
         )
     pictures = [kind for kind in args.format if kind in PICTURES]
-    figures = dict(draw_report(report)) if pictures else {}
+    figures = dict(report_pictures(report)) if pictures else {}
     if pictures and report.history is not None:
         name, epochs, projections = report.history
         figures['history'] = draw_history(projections, epochs)
-        figures['history'].suptitle(name)
+        figures['history'].suptitle(name, parse_math=False)
         writers['history.gif'] = partial(write_animation, projections, epochs)
     for stem, figure in figures.items():
         for kind in pictures:
@@ -213,11 +204,7 @@ def _save(figure: Any, path: Path) -> None:
 
 
 def _formats(text: str) -> list[str]:
-    formats = [part.strip() for part in text.split(',') if part.strip()]
-    if not formats:
-        raise argparse.ArgumentTypeError(
-            f'{text!r} names no format: expected some of {",".join(FORMATS)}'
-        )
+    formats = [part.strip() for part in text.split(',')]
     if unknown := [part for part in formats if part not in FORMATS]:
         raise argparse.ArgumentTypeError(
             f'unknown format {", ".join(map(repr, unknown))}: expected some of {",".join(FORMATS)}'

@@ -1,4 +1,4 @@
-"""What a model's output owes to each atom: remove it, and look."""
+"""The effect of each atom on the predictions: its removal."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ class Effect(NamedTuple):
 
 
 class AtomAblation(NamedTuple):
-    """What removing each atom does; projections in the order q, k, v, o."""
+    """The effect of the removal of each atom; projections in the order q, k, v, o."""
 
     by_layer: dict[str, Effect]
     """Projection -> the effect of removing the atom from one layer, (L, S)."""
@@ -41,26 +41,24 @@ class AtomAblation(NamedTuple):
 
 
 def ablate_atoms(model: nn.Module, batches: Iterable[Batch]) -> AtomAblation:
-    """Remove every atom from the weights of one projection, and measure how the output changes.
+    """Remove every atom from the weights of one projection, and measure the change of the output.
 
-    To remove atom s from projection p in layer l is to set ``c_ls = 0`` there. Coefficients belong to
-    one projection, also where several draw on a common dictionary: each has an ablation of its own.
-    Residuals and biases stay.
+    Atom s is removed from projection p in layer l by ``c_ls = 0``. Coefficients belong to one
+    projection, also where several share a dictionary: each has its ablation. Residuals and biases stay.
 
-    Which atoms matter depends on the basis: a rotation of the atoms, undone in the coefficients,
-    leaves the model as it is and changes this (with S > 1).
+    The effect depends on the basis: a rotation of the atoms, undone in the coefficients, leaves the
+    model as it is and changes the effects (with S > 1).
 
     Costs one pass, and for each coefficient the blocks from its layer on: for a batch about
-    ``S P (L / 2 + 1)`` passes, with P projections. The inputs of all blocks are kept for one batch.
+    ``S P (L / 2 + 1)`` passes, with P projections. The inputs of all blocks are held for one batch.
 
     Args:
         model: A model that shares, with a classifier. Left as it is: a copy is worked on.
         batches: Images, or tuples of images and classes (B,); read once.
 
     Returns:
-        Its columns S are those of `masa_vit.inspection.coefficients`: where groups of layers have banks
-        of their own, the atoms of all groups. What a layer does not draw on changes nothing there:
-        exactly zero, as wherever a coefficient is zero.
+        Its columns S are those of `masa_vit.inspection.coefficients`: where groups of layers have their
+        banks, the atoms of all groups. The effect is exactly zero wherever a coefficient is zero.
 
     Raises:
         ValueError: If nothing is shared, the model has no classifier, there are no images, or classes
@@ -100,25 +98,19 @@ def ablate_atoms(model: nn.Module, batches: Iterable[Batch]) -> AtomAblation:
             cell[2] += _correct(ablated, classes) - right
     if not num_images:
         raise ValueError('no images: the batches are empty')
-    effects = {
-        name: Effect(
-            (kl / num_images).float(),
-            (distance / num_images).float(),
-            (100 * gained / num_classified).float() if num_classified else None,
-        )
-        for name, (kl, distance, gained) in sums.items()
-    }
-    return AtomAblation(
-        {name: _rows(effect, slice(depth)) for name, effect in effects.items()},
-        {name: _rows(effect, depth) for name, effect in effects.items()},
-        100 * correct / num_classified if num_classified else None,
-        num_images,
-    )
 
+    def effects(rows: int | slice) -> dict[str, Effect]:
+        return {
+            name: Effect(
+                (kl[rows] / num_images).float(),
+                (distance[rows] / num_images).float(),
+                (100 * gained[rows] / num_classified).float() if num_classified else None,
+            )
+            for name, (kl, distance, gained) in sums.items()
+        }
 
-def _rows(effect: Effect, rows: int | slice) -> Effect:
-    accuracy = None if effect.accuracy is None else effect.accuracy[rows]
-    return Effect(effect.kl[rows], effect.distance[rows], accuracy)
+    accuracy = 100 * correct / num_classified if num_classified else None
+    return AtomAblation(effects(slice(depth)), effects(depth), accuracy, num_images)
 
 
 def _copy_of(model: nn.Module) -> MasaVisionTransformer:
@@ -172,7 +164,7 @@ def _groups(vit: MasaVisionTransformer) -> dict[str, list[Dictionary]]:
 def _removals(
     vit: MasaVisionTransformer, groups: dict[str, list[Dictionary]]
 ) -> Iterator[_Removal]:
-    """Everything there is to remove, without what is zero already."""
+    """All removals whose coefficients are not zero."""
     for name, of_name in groups.items():
         start = 0
         for group in of_name:
@@ -224,5 +216,5 @@ def _run_from(
 
 
 def _correct(logits: torch.Tensor, classes: torch.Tensor | None) -> float:
-    """How many images are put in their class."""
+    """The number of images that are classified correctly."""
     return 0.0 if classes is None else float((logits.argmax(-1) == classes.cpu()).sum())

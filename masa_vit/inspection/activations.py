@@ -1,7 +1,6 @@
-"""What a vision transformer does with images: where its heads attend.
+"""Attention maps and attention distances of vision transformers, timm's and ours, folded or not.
 
-For timm's vision transformers and ours, folded or not. Nothing is trained or changed: a model runs in
-evaluation mode without gradients, and is given back in the mode in which it came.
+A model runs in evaluation mode without gradients; the modes of its modules are restored.
 """
 
 from __future__ import annotations
@@ -25,12 +24,11 @@ _ATTENTION = ('num_heads', 'attn_drop', 'fused_attn')
 def attention_maps(model: nn.Module, images: torch.Tensor) -> torch.Tensor:
     """Return the attention of every block, after the softmax: rows (queries) sum to one.
 
-    What the model multiplies with its values is read where the attention drops out, not computed a
-    second time; so q and k norms, rotary embeddings and biases are in it. For that the blocks attend
-    without timm's fused kernel for this pass, which equals it up to rounding.
+    The input of the attention's dropout is read, not computed a second time: q and k norms, rotary
+    embeddings and biases are included. For this pass the blocks attend without timm's fused kernel,
+    which equals it up to rounding.
 
-    It holds ``L * H * N^2`` numbers for each image (59 MB in float32 for ViT-L/16 at 224 pixels):
-    meant for a few images. Statistics of many need no maps kept: see `attention_distance`.
+    The maps have ``L * H * N^2`` numbers for each image (59 MB in float32 for ViT-L/16 at 224 pixels).
 
     Args:
         model: A vision transformer of timm, or ours, in any mode.
@@ -54,10 +52,10 @@ def class_attention(
     grid: tuple[int, int],
     has_class_token: bool | None = None,
 ) -> torch.Tensor:
-    """Cut out of attention maps what the class token attends to, patch by patch.
+    """Return the attention of the class token to each patch.
 
-    Without a class token: the mean over the patches that ask. The numbers are the model's own; they
-    sum to less than one, for the prefix tokens are attended to as well.
+    Without a class token: the mean over the patches as queries. The sum is less than one, since the
+    prefix tokens are attended to as well.
 
     Args:
         maps: (L, B, H, N, N), as `attention_maps` returns.
@@ -84,12 +82,12 @@ def class_attention(
 
 
 def attention_distance(model: nn.Module, batches: Iterable[Batch]) -> torch.Tensor:
-    """Return how far every head looks: the mean distance in pixels, weighted by attention.
+    """Return the mean attention distance of every head, in pixels.
 
-    For a patch that asks, the distances from its centre to those of all patches are averaged with its
-    attention as weights; then over patches and images (Dosovitskiy et al., ICLR 2021, Fig. 7,
-    https://arxiv.org/abs/2010.11929). Ours: prefix tokens, which are nowhere, neither ask nor are
-    attended to, and the weights that are left are scaled to sum to one.
+    The distances from the centre of a patch to those of all patches are averaged with its attention
+    as weights; then over patches and images (Dosovitskiy et al., ICLR 2021, Fig. 7,
+    https://arxiv.org/abs/2010.11929). Ours: prefix tokens, which have no place, are left out as
+    queries and as keys, and the remaining weights are scaled to sum to one.
 
     Args:
         model: A vision transformer of timm, or ours, in any mode.
@@ -204,7 +202,7 @@ def attention_modules(model: nn.Module) -> list[Any]:
 
 
 def not_a_transformer(model: nn.Module, what: str) -> str:
-    """Say that a model is of an unknown kind, and why."""
+    """Return the message of the error for a model of an unknown kind."""
     return (
         f'{type(model).__name__} is not built like the VisionTransformer of timm: {what}. Give such a '
         'model; of a module that holds one, give that one'

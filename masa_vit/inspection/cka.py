@@ -1,4 +1,4 @@
-"""How alike the layers of vision transformers are, by what they make of images."""
+"""Similarity of the outputs of blocks: centred kernel alignment (CKA)."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from masa_vit.inspection.activations import Batch, evaluating, not_a_transformer
 
 
 def linear_cka(x: torch.Tensor, y: torch.Tensor) -> float:
-    """Return how alike two representations of the same examples are: 1, or about 0 for unrelated ones.
+    """Return the similarity of two representations of the same examples: 1, or about 0 if unrelated.
 
     Linear centred kernel alignment (Kornblith et al., ICML 2019, https://arxiv.org/abs/1905.00414) by
     the unbiased estimate of HSIC (Song et al., JMLR 2012; for CKA in Nguyen et al., ICLR 2021,
@@ -33,7 +33,7 @@ def linear_cka(x: torch.Tensor, y: torch.Tensor) -> float:
 def layer_cka(
     model: nn.Module, batches: Iterable[Batch], other: nn.Module | None = None
 ) -> torch.Tensor:
-    """Return how alike the outputs of blocks are: `linear_cka` of every pair.
+    """Return `linear_cka` between the outputs of every pair of blocks.
 
     An image counts as one example: the mean of the block's output over the patches, before the final
     norm (our choice; prefix tokens are left out, so that models with and without compare).

@@ -1,4 +1,4 @@
-"""What models do with the images of a folder."""
+"""Attention, CKA and the ablation of atoms on the images of a folder."""
 
 from __future__ import annotations
 
@@ -19,7 +19,8 @@ from masa_vit.inspection import (
 )
 from masa_vit.inspection.activations import patch_grid
 from masa_vit.inspection.inspected import Source
-from masa_vit.inspection.summary import Arrays, Summary
+from masa_vit.inspection.quantities import Arrays
+from masa_vit.inspection.summary import Summary
 from masa_vit.utils.images import choose, class_folders, find_images, timm_transform
 
 SHOWN = 4
@@ -54,7 +55,7 @@ def sample_images(folder: str, num_images: int, num_classes: int) -> Sample:
     return Sample(sample, None if -1 in classes else classes)
 
 
-def look(
+def add_image_quantities(
     source: Source,
     summary: Summary,
     folder: str,
@@ -62,7 +63,7 @@ def look(
     num_ablated: int,
     batch_size: int,
 ) -> tuple[list[str], str]:
-    """Add to a summary what a model does with images.
+    """Add the quantities of a model on images to its summary.
 
     Args:
         source: With a model.
@@ -73,8 +74,7 @@ def look(
         batch_size: Of a pass.
 
     Returns:
-        The images whose attention is in the summary, as the model gets them: `data:` URLs; and what the
-        reader has to know.
+        The images whose attention is in the summary, as the model gets them, as `data:` URLs; a note.
 
     Raises:
         FileNotFoundError: If there are no images.

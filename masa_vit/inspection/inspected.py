@@ -1,4 +1,4 @@
-"""What a command line asks to inspect: models' names, folders, checkpoints, runs."""
+"""Load the sources of `masa-vit inspect`: names of models, folders, checkpoints, runs."""
 
 from __future__ import annotations
 
@@ -16,14 +16,14 @@ from masa_vit.models import read_state_dict
 from masa_vit.models.sources import load_source
 
 LAST_CHECKPOINT = 'last_checkpoint'
-"""The file by which a work dir is known: it names a checkpoint."""
+"""The file that marks a work dir: it names a checkpoint."""
 
 Prepare = Callable[[Path], torch.Tensor]
 """Image file -> (C, H, W), as the model takes it."""
 
 
 class Run(NamedTuple):
-    """A model of a training run, and how it saw images."""
+    """A model of a training run, and the preparation of its images."""
 
     model: nn.Module
     prepare: Prepare
@@ -34,12 +34,12 @@ LoadRun = Callable[[str, str], Run]
 
 
 class Source(NamedTuple):
-    """A model, or all that a checkpoint tells of one."""
+    """A model, or the weights of a checkpoint."""
 
     name: str
     weights: ProjectionWeights
     model: nn.Module | None = None
-    """To run; None: the checkpoint alone does not say what it is of."""
+    """To run; None: the checkpoint alone does not define it."""
     prepare: Prepare | None = None
     """None: as timm does for the model."""
     why: str = ''
@@ -47,7 +47,7 @@ class Source(NamedTuple):
 
 
 def load(text: str, config: str | None = None, load_run: LoadRun | None = None) -> Source:
-    """Load what a command line names.
+    """Load a source.
 
     Args:
         text: A timm model's name (new weights), a folder in timm's Hub layout, a checkpoint, or a work

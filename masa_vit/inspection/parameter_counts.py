@@ -1,4 +1,4 @@
-"""Count parameters: what the attention has, and what it would have without sharing."""
+"""Numbers of parameters, with and without sharing."""
 
 from __future__ import annotations
 

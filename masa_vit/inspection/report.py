@@ -1,4 +1,4 @@
-"""A report: what `masa_vit.inspection` computes of some models, as one JSON document."""
+"""A report: the quantities of some models, as one JSON document."""
 
 from __future__ import annotations
 
@@ -9,16 +9,17 @@ from typing import Any, NamedTuple
 import torch
 
 from masa_vit import __version__
-from masa_vit.inspection import QUANTITIES, Summary
+from masa_vit.inspection.quantities import QUANTITIES
+from masa_vit.inspection.summary import Summary
 
 SCHEMA = 1
-"""Of the JSON document; raised when a reader of the old one would be wrong."""
+"""Of the JSON document; increased when readers of the old one would fail."""
 
 Arrays = Mapping[str, torch.Tensor]
 
 
 class Comparison(NamedTuple):
-    """The first of two models beside another."""
+    """The first of two models compared with the second."""
 
     first: str
     second: str
@@ -37,7 +38,7 @@ class History(NamedTuple):
 
 
 class Scope(NamedTuple):
-    """Arrays of a report, and what they are of."""
+    """Arrays of a report, and the model and part to which they belong."""
 
     model: str
     """Name of the model; of a comparison, 'first vs second'."""
@@ -45,12 +46,12 @@ class Scope(NamedTuple):
     """Projection, name of a dictionary, or '' for the model."""
     arrays: Arrays
     indices: Sequence[int] | None = None
-    """Which places the axis 'index' of singular values stands for."""
+    """Places of the singular values along the axis 'index'."""
 
 
 @dataclass
 class Report:
-    """What is known of some models."""
+    """The quantities of some models."""
 
     models: dict[str, Summary] = field(default_factory=dict)
     """Name -> quantities."""
@@ -59,7 +60,7 @@ class Report:
     pictures: dict[str, list[str]] = field(default_factory=dict)
     """Name of a model -> the images whose attention is shown, as `data:` URLs."""
     notes: dict[str, str] = field(default_factory=dict)
-    """Name of a model -> what its reader has to know."""
+    """Name of a model -> a note for the reader."""
 
     def scopes(self) -> Iterator[Scope]:
         """All arrays, but for the history."""
@@ -105,8 +106,12 @@ class Report:
 
 
 def _quantity(name: str) -> dict[str, Any]:
-    axes, invariant, text = QUANTITIES[name]
-    return {'axes': list(axes), 'invariant': invariant, 'text': text}
+    quantity = QUANTITIES[name]
+    return {
+        'axes': list(quantity.axes),
+        'invariant': quantity.invariant,
+        'text': quantity.text,
+    }
 
 
 def _model(summary: Summary) -> dict[str, Any]:

@@ -1,14 +1,13 @@
-"""How the layers use the atoms: shares, effective numbers, dead and doubled atoms.
+"""Use of the atoms by the layers: shares, effective numbers, dead and doubled atoms.
 
-``W_l = sum_s c_ls D_s`` leaves freedom: an atom may be scaled by any factor (or change its sign) if
+``W_l = sum_s c_ls D_s`` is not unique: an atom may be scaled by any factor (or change its sign) if
 its coefficients are divided by it, and atoms may be mixed by any invertible S x S matrix if C is
-mixed by its inverse. The model stays the same function. Each function here says what its result
-is invariant to: **scale** (factors and signs of single atoms), **mixing** (any invertible change of the
-basis, scale included), or neither. What is invariant to scale only tells of the atoms as they were
-stored, and another run, or another gauge of the same run, has others.
+mixed by its inverse. The model stays the same function. Each function here names its invariance:
+**scale** (factors and signs of single atoms), **mixing** (any invertible change of the basis, scale
+included), or neither. Results that are invariant to scale only differ between runs.
 
-Everything is computed from C (L, S) and the Gram matrix of the atoms (S, S), so that it costs
-nothing at any size of the atoms. Residuals are left out: they are not of the atoms.
+All are computed from C (L, S) and the Gram matrix of the atoms (S, S), whatever the size of the
+atoms. Residuals are left out.
 """
 
 from __future__ import annotations
@@ -47,7 +46,7 @@ def atom_shares(coef: torch.Tensor, gram: torch.Tensor) -> torch.Tensor:
     """Signed share of each atom in each layer's weight (L, S): ``<c_ls D_s, W_l> / ||W_l||^2``.
 
     The rows sum to 1. A share is negative where the other atoms outweigh this one, and above 1 where
-    they undo it. Our definition. Invariant to scale. Zeros for a layer without weight, also where the
+    they cancel it. Our definition. Invariant to scale. Zeros for a layer without weight, also where the
     atoms cancel to within rounding.
     """
     sizes = contributions(coef, gram)
@@ -61,7 +60,7 @@ def atom_shares(coef: torch.Tensor, gram: torch.Tensor) -> torch.Tensor:
 def participation_ratio(sizes: torch.Tensor) -> torch.Tensor:
     """Effective number of non-negative sizes along the last dimension: ``(sum p)^2 / sum p^2``.
 
-    1 if one of them is all there is, n if all n are equal; 0 if there is nothing.
+    1 if all but one are zero, n if all n are equal, 0 if all are zero.
     """
     total, squares = sizes.sum(-1), sizes.square().sum(-1)
     return torch.where(squares > 0, total.square() / squares, 0.0)

@@ -1,7 +1,7 @@
-"""How alike layers, atoms and models are.
+"""Similarity of layers, atoms and models.
 
-What is computed from composed weights is invariant to any change of atoms and coefficients that leaves
-the model the same function; what is computed from coefficients is not (`sharing_measures`).
+Functions of composed weights are invariant to any change of atoms and coefficients that leaves the
+model the same function; functions of coefficients are not (`sharing_measures`).
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ def cosine_similarity(rows: torch.Tensor, others: torch.Tensor | None = None) ->
     """Cosines between tensors along the first dimension: (L, ...) -> (L, L), or (L, M) with `others`.
 
     Of composed weights invariant to mixing of the atoms; of rows of C not even to scale. A
-    tensor without norm is like nothing: zeros.
+    tensor without norm has cosines of 0.
     """
     first = _unit_rows(rows)
     second = first if others is None else _unit_rows(others)
@@ -75,7 +75,7 @@ def cluster_layers(similarity: torch.Tensor) -> torch.Tensor:
 def principal_angles(atoms: torch.Tensor, others: torch.Tensor) -> torch.Tensor:
     """Angles between the subspaces that two sets of atoms span, degrees, in rising order.
 
-    0: a direction that both have; 90: one that the other has nothing of. Invariant to mixing, of
+    0: a direction in both; 90: one orthogonal to the other subspace. Invariant to mixing, of
     either (Björck & Golub 1973). Random subspaces of few atoms in many dimensions have angles near 90.
 
     Args:
@@ -104,12 +104,12 @@ def _orthonormal(atoms: torch.Tensor) -> torch.Tensor:
 
 
 class Matching(NamedTuple):
-    """Atoms of one model, and those of another that are most like them."""
+    """Atoms of one model, and the most similar ones of another."""
 
     pairs: list[tuple[int, int]]
     """(atom, other atom), min(S, T) of them, by the first."""
     cosines: torch.Tensor
-    """Of the pairs, signed: negative where the other has the opposite sign."""
+    """Of the pairs, signed."""
 
 
 def match_atoms(atoms: torch.Tensor, others: torch.Tensor) -> Matching:

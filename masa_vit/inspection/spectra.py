@@ -1,7 +1,6 @@
-"""Singular values of atoms and weights, beside those of Gaussian matrices.
+"""Singular values of atoms and weights, and of Gaussian matrices as their control.
 
-All of it, taken of composed weights, is invariant to any change of atoms and coefficients that leaves
-the model the same function; taken of atoms, and divided by their norm, to scale.
+Of composed weights they are invariant to mixing; of atoms, divided by the norm, to scale.
 """
 
 from __future__ import annotations
@@ -42,7 +41,7 @@ def stable_rank(values: torch.Tensor) -> torch.Tensor:
 def gaussian_values(shape: Sequence[int], seed: int = 0) -> torch.Tensor:
     """Singular values of a Gaussian matrix (out, in) with Frobenius norm 1: the control.
 
-    A spectrum that falls no faster than this one tells of no structure.
+    A spectrum that falls no faster than this one shows no structure.
     """
     generator = torch.Generator().manual_seed(seed)
     matrix = torch.randn(1, *shape, generator=generator, dtype=torch.float64)

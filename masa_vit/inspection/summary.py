@@ -1,32 +1,156 @@
-"""All quantities of one model, in one go."""
+"""All quantities of one model, and of two models compared."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from functools import cache, cached_property
 
 import torch
 
-from masa_vit.inspection import sharing_measures, similarity, spectra
-from masa_vit.inspection.composed_weights import ProjectionWeights
+from masa_vit.inspection import sharing_measures as sharing
+from masa_vit.inspection import similarity, spectra
+from masa_vit.inspection.projections import ProjectionWeights
+from masa_vit.inspection.quantities import (
+    COMPARISON,
+    DICTIONARY,
+    SHARED,
+    WEIGHTS,
+    Arrays,
+    compute,
+    kept_indices,
+)
 
-Arrays = dict[str, torch.Tensor]
-"""Name of a quantity (`QUANTITIES`) -> its array."""
+_gaussian_values = cache(spectra.gaussian_values)
 
-MOST_VALUES = 64
-"""Singular values of each matrix that are kept, evenly out of all."""
+
+class Sharing:
+    """C (L, S) of a projection, or of all that use a dictionary, and the Gram matrix (S, S)."""
+
+    def __init__(self, coef: torch.Tensor, gram: torch.Tensor) -> None:
+        self.coef, self.gram = coef, gram
+
+    @cached_property
+    def contributions(self) -> torch.Tensor:
+        """Norm of each atom's part of each layer, (L, S)."""
+        return sharing.contributions(self.coef, self.gram)
+
+    @cached_property
+    def canonical(self) -> sharing.CanonicalForm:
+        """C on the principal atoms."""
+        return sharing.canonical_form(self.coef, self.gram)
+
+    @cached_property
+    def use(self) -> torch.Tensor:
+        """Share of each atom in the squared contributions, (S,)."""
+        return sharing.atom_use(self.coef, self.gram)
+
+
+class DictionaryAtoms(Sharing):
+    """The atoms (S, out, in) of a dictionary, with C of all projections that use it."""
+
+    def __init__(self, coef: torch.Tensor, atoms: torch.Tensor) -> None:
+        super().__init__(coef, sharing.gram_of_atoms(atoms))
+        self.norms = sharing.atom_norms(self.gram)
+        self.values = spectra.singular_values(atoms)
+
+
+class ComposedLayers:
+    """The weights of a projection in all layers, (L, out, in)."""
+
+    def __init__(self, weights: ProjectionWeights, name: str, composed: torch.Tensor) -> None:
+        self.name, self.composed, self.num_heads = name, composed, weights.num_heads
+        self.residuals = weights.residuals.get(name)
+        self.norms = composed.flatten(1).double().norm(dim=1)
+        self.cosines = similarity.cosine_similarity(composed)
+        self.values = spectra.singular_values(composed)
+        self.gaussian = _gaussian_values(tuple(composed.shape[1:]))
+
+    def head_norms(self) -> torch.Tensor | None:
+        """Norms (L, H); None if the heads are unknown or do not divide the weight."""
+        heads, output = self.num_heads, self.name == 'o'
+        if not heads or self.composed.shape[2 if output else 1] % heads:
+            return None
+        return spectra.head_norms(self.composed, heads, output)
+
+    def residual_share(self) -> torch.Tensor | None:
+        """Shares (L,); None if no layer has a residual."""
+        if self.residuals is None:
+            return None
+        shares = torch.zeros(len(self.norms), dtype=torch.float64)
+        for layer, (up, down) in self.residuals.items():
+            product = ((up @ down).double() * self.composed[layer]).sum()
+            if self.norms[layer] > 0:
+                shares[layer] = product / self.norms[layer].square()
+        return shares
+
+
+class ComparedProjection:
+    """A projection of two models."""
+
+    def __init__(self, first: ProjectionWeights, other: ProjectionWeights, name: str) -> None:
+        weights = first.compose(name), other.compose(name)
+        self.weights = weights if weights[0].shape == weights[1].shape else None
+        both_share = name in first.coef and name in other.coef
+        self.coefs = (first.coef[name], other.coef[name]) if both_share else None
+        atoms = (first.atoms[name], other.atoms[name]) if both_share else None
+        self.atoms = atoms if atoms and atoms[0].shape[1:] == atoms[1].shape[1:] else None
+
+    def cosine(self) -> torch.Tensor | None:
+        """Cosines (L,); None if the weights differ in shape."""
+        return self.weights and similarity.cosine_similarity(*self.weights).diagonal()
+
+    def distance(self) -> torch.Tensor | None:
+        """Relative distances (L,); None if the weights differ in shape."""
+        if self.weights is None:
+            return None
+        first, second = self.weights
+        difference, norm = ((first - second).flatten(1).norm(dim=1), first.flatten(1).norm(dim=1))
+        return torch.where(norm > 0, difference / norm, 0.0)
+
+    def coefficient_angles(self) -> torch.Tensor | None:
+        """Principal angles; None if the depths differ."""
+        if self.coefs is None or len(self.coefs[0]) != len(self.coefs[1]):
+            return None
+        return similarity.principal_angles(self.coefs[0].T, self.coefs[1].T)
+
+    @cached_property
+    def matching(self) -> similarity.Matching | None:
+        """Matched atoms; None if their widths differ."""
+        return similarity.match_atoms(*self.atoms) if self.atoms else None
+
+    def matched(self, values: torch.Tensor, missing: float = 0) -> torch.Tensor | None:
+        """Values (..., pairs) of the matched atoms at the places (..., S) of the first's."""
+        if self.matching is None or self.coefs is None:
+            return None
+        placed = values.new_full((*values.shape[:-1], self.coefs[0].shape[1]), missing)
+        placed[..., [atom for atom, _ in self.matching.pairs]] = values
+        return placed
+
+    def partners(self) -> torch.Tensor:
+        """The other model's atoms of the pairs."""
+        return torch.tensor(
+            [partner for _, partner in self.matching.pairs] if self.matching else []
+        )
+
+    def contributions(self) -> torch.Tensor | None:
+        """Contributions (L, S) of the other model's matched atoms."""
+        if self.atoms is None or self.coefs is None:
+            return None
+        gram = sharing.gram_of_atoms(self.atoms[1])
+        return self.matched(sharing.contributions(self.coefs[1], gram)[:, self.partners()])
 
 
 @dataclass
 class Summary:
-    """What `masa_vit.inspection` computes of one model."""
+    """The quantities of one model."""
 
     depth: int
     """L."""
     num_heads: int | None
     attention_parameters: int
-    """Numbers stored for the projections: atoms, coefficients (also frozen ones) or what makes them,
-    residuals, dense weights."""
+    """Numbers stored for the projections: atoms, coefficients (also frozen ones) or the MLP that
+    makes them, residuals, dense weights."""
     dense_attention_parameters: int
     """Weights of the projections without sharing."""
     projections: dict[str, Arrays]
@@ -36,7 +160,7 @@ class Summary:
     dictionary_of: dict[str, str] = field(default_factory=dict)
     """Projection that shares -> its dictionary."""
     indices: dict[str, list[int]] = field(default_factory=dict)
-    """Projection -> which of the singular values are kept (0: the largest)."""
+    """Projection -> which of the singular values the arrays hold (0: the largest)."""
     images: Arrays = field(default_factory=dict)
     """Quantities of the model on images, if there were any."""
 
@@ -44,7 +168,7 @@ class Summary:
     def dead(self) -> dict[str, list[int]]:
         """Dictionary -> its dead atoms."""
         return {
-            name: sharing_measures.dead_atoms(arrays['atom_use'])
+            name: sharing.dead_atoms(arrays['atom_use'])
             for name, arrays in self.dictionaries.items()
         }
 
@@ -52,7 +176,7 @@ class Summary:
     def doubled(self) -> dict[str, list[tuple[int, int]]]:
         """Dictionary -> pairs of equal atoms."""
         return {
-            name: sharing_measures.doubled_atoms(arrays['atom_overlap'])
+            name: sharing.doubled_atoms(arrays['atom_overlap'])
             for name, arrays in self.dictionaries.items()
         }
 
@@ -61,114 +185,45 @@ def summarize(weights: ProjectionWeights) -> Summary:
     """Compute all quantities that need weights alone.
 
     Args:
-        weights: Of `projection_weights`; dense projections have no atoms, and all the rest.
+        weights: Of `projection_weights`; quantities of atoms are left out for dense projections.
 
     Raises:
         ValueError: If a weight is not finite.
         ImportError: If scipy is missing (extra `inspect`).
     """
-    controls: dict[tuple[int, ...], torch.Tensor] = {}
     projections: dict[str, Arrays] = {}
     indices: dict[str, list[int]] = {}
     dense = 0
     for name in weights.projections:
-        composed = weights.compose(name)
+        composed = weights.compose(name)  # (L, out, in)
         if not composed.isfinite().all():
-            raise ValueError(f'the weights of projection {name!r} are not finite: nothing to see')
-        shape = tuple(composed.shape[1:])
-        if shape not in controls:
-            controls[shape] = spectra.gaussian_values(shape)
-        arrays = _of_atoms(weights, name) if name in weights.coef else {}
-        projections[name] = arrays | _of_weights(composed, controls[shape], weights, name)
-        indices[name] = _indices(min(shape))
+            raise ValueError(f'the weights of projection {name!r} are not finite')
+        arrays: Arrays = {}
+        if name in weights.coef:
+            gram = sharing.gram_of_atoms(weights.atoms[name])
+            arrays = compute(SHARED, Sharing(weights.coef[name], gram))
+        projections[name] = arrays | compute(WEIGHTS, ComposedLayers(weights, name, composed))
+        indices[name] = kept_indices(min(composed.shape[1:]))
         dense += composed.numel()
+    dictionaries = {}
+    for key, users in weights.users.items():
+        coef = torch.cat([weights.coef[name] for name in users])
+        atoms = DictionaryAtoms(coef, weights.atoms[users[0]])
+        dictionaries[key] = compute(DICTIONARY, atoms)
     return Summary(
         depth=weights.depth,
         num_heads=weights.num_heads,
         attention_parameters=weights.num_parameters,
         dense_attention_parameters=dense,
         projections=projections,
-        dictionaries={key: _of_dictionary(weights, names) for key, names in weights.users.items()},
+        dictionaries=dictionaries,
         dictionary_of=dict(weights.dictionaries),
         indices=indices,
     )
 
 
-def _of_atoms(weights: ProjectionWeights, name: str) -> Arrays:
-    coef = weights.coef[name]
-    gram = sharing_measures.gram_of_atoms(weights.atoms[name])
-    contributions = sharing_measures.contributions(coef, gram)
-    canonical = sharing_measures.canonical_form(coef, gram)
-    return {
-        'coefficients': coef,
-        'contributions': contributions,
-        'shares': sharing_measures.atom_shares(coef, gram),
-        'effective_atoms': sharing_measures.participation_ratio(contributions.square()),
-        'effective_atoms_entropy': sharing_measures.entropy_number(contributions.square()),
-        'coefficient_similarity': similarity.cosine_similarity(coef),
-        'canonical_coefficients': canonical.coef,
-        'canonical_energies': canonical.energies,
-        'spectral_atoms': sharing_measures.participation_ratio(canonical.energies),
-    }
-
-
-def _of_weights(
-    composed: torch.Tensor, control: torch.Tensor, weights: ProjectionWeights, name: str
-) -> Arrays:
-    norms = composed.flatten(1).double().norm(dim=1)
-    alike = similarity.cosine_similarity(composed)
-    values = spectra.singular_values(composed)
-    keep = _indices(values.shape[1])
-    arrays = {
-        'weight_norm': norms,
-        'weight_similarity': alike,
-        'linkage': similarity.cluster_layers(alike),
-        'singular_values': _relative(values, norms)[:, keep],
-        'effective_rank': spectra.effective_rank(values),
-        'stable_rank': spectra.stable_rank(values),
-        'gaussian_singular_values': control[keep],
-        'gaussian_effective_rank': spectra.effective_rank(control),
-    }
-    heads = weights.num_heads
-    if heads and composed.shape[2 if name == 'o' else 1] % heads == 0:
-        arrays['head_norms'] = spectra.head_norms(composed, heads, output=name == 'o')
-    if name in weights.residuals:
-        arrays['residual_share'] = torch.zeros(len(norms), dtype=torch.float64)
-        for layer, (up, down) in weights.residuals[name].items():
-            own = ((up @ down).double() * composed[layer]).sum()
-            if norms[layer] > 0:
-                arrays['residual_share'][layer] = own / norms[layer].square()
-    return arrays
-
-
-def _of_dictionary(weights: ProjectionWeights, users: list[str]) -> Arrays:
-    atoms = weights.atoms[users[0]]
-    gram = sharing_measures.gram_of_atoms(atoms)
-    norms = sharing_measures.atom_norms(gram)
-    use = sharing_measures.atom_use(torch.cat([weights.coef[name] for name in users]), gram)
-    values = spectra.singular_values(atoms)
-    keep = _indices(values.shape[1])
-    return {
-        'atom_norm': norms,
-        'atom_use': use,
-        'atom_overlap': sharing_measures.atom_overlaps(gram),
-        'atom_singular_values': _relative(values, norms)[:, keep],
-        'atom_effective_rank': spectra.effective_rank(values),
-        'used_atoms': sharing_measures.participation_ratio(use),
-    }
-
-
-def _relative(values: torch.Tensor, norms: torch.Tensor) -> torch.Tensor:
-    return torch.where(norms > 0, values.T / norms, 0.0).T
-
-
-def _indices(size: int) -> list[int]:
-    count = min(size, MOST_VALUES)
-    return [index * (size - 1) // max(1, count - 1) for index in range(count)]
-
-
 def compare(weights: ProjectionWeights, other: ProjectionWeights) -> Mapping[str, Arrays]:
-    """Compare two models, projection by projection; what cannot be compared is left out.
+    """Compare two models, projection by projection; quantities that need equal shapes may be missing.
 
     Weights and atoms need the same width, layers the same depth; S may differ. Atoms are matched by
     `match_atoms`.
@@ -176,41 +231,8 @@ def compare(weights: ProjectionWeights, other: ProjectionWeights) -> Mapping[str
     Returns:
         Projection -> quantities, for the projections that both have.
     """
-    compared: dict[str, Arrays] = {}
-    for name in weights.projections:
-        if name not in other.projections:
-            continue
-        arrays = compared[name] = {}
-        first, second = weights.compose(name), other.compose(name)
-        if first.shape == second.shape:
-            difference, norm = (each.flatten(1).norm(dim=1) for each in (first - second, first))
-            arrays['other_cosine'] = similarity.cosine_similarity(first, second).diagonal()
-            arrays['other_distance'] = torch.where(norm > 0, difference / norm, 0.0)
-        if name in weights.coef and name in other.coef:
-            arrays.update(_compare_atoms(weights, other, name))
-    return compared
-
-
-def _compare_atoms(weights: ProjectionWeights, other: ProjectionWeights, name: str) -> Arrays:
-    coef, others = weights.coef[name], other.coef[name]
-    arrays: Arrays = {}
-    if len(coef) == len(others):
-        arrays['coefficient_angles'] = similarity.principal_angles(coef.T, others.T)
-    if weights.atoms[name].shape[1:] != other.atoms[name].shape[1:]:
-        return arrays
-    matching = similarity.match_atoms(weights.atoms[name], other.atoms[name])
-    matched = torch.full((coef.shape[1],), -1)
-    cosines = torch.zeros(coef.shape[1], dtype=torch.float64)
-    contributions = torch.zeros(len(others), coef.shape[1], dtype=torch.float64)
-    of_other = sharing_measures.contributions(
-        others, sharing_measures.gram_of_atoms(other.atoms[name])
-    )
-    for (atom, partner), cosine in zip(matching.pairs, matching.cosines, strict=True):
-        matched[atom], cosines[atom] = partner, cosine.abs()
-        contributions[:, atom] = of_other[:, partner]
-    arrays['subspace_angles'] = similarity.principal_angles(weights.atoms[name], other.atoms[name])
-    return arrays | {
-        'matched_atom': matched,
-        'matched_cosine': cosines,
-        'matched_contributions': contributions,
+    return {
+        name: compute(COMPARISON, ComparedProjection(weights, other, name))
+        for name in weights.projections
+        if name in other.projections
     }

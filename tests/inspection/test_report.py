@@ -52,6 +52,10 @@ def test_the_documentation_lists_the_quantities():
     text = (Path(__file__).parents[2] / 'docs/inspect.md').read_text(encoding='utf-8')
     rows = re.findall(r'^\| `(\w+)`: (.+?) \| ([\w, -]+) \| (\w+) \|$', text, re.MULTILINE)
     assert {name: (says.replace('\\', ''), axes, how) for name, says, axes, how in rows} == {
-        name: (says, ', '.join(axis.replace('_', ' ') for axis in axes) or '-', invariant)
-        for name, (axes, invariant, says) in QUANTITIES.items()
+        name: (
+            each.text,
+            ', '.join(axis.replace('_', ' ') for axis in each.axes) or '-',
+            each.invariant,
+        )
+        for name, each in QUANTITIES.items()
     }

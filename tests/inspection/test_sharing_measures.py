@@ -24,26 +24,10 @@ def mixed(coef, atoms):
     return coef @ torch.linalg.inv(mix), torch.einsum('st,toi->soi', mix, atoms)
 
 
-def of_scale(coef, atoms):
-    gram = inspection.gram_of_atoms(atoms)
-    return {
-        'contributions': inspection.contributions(coef, gram),
-        'shares': inspection.atom_shares(coef, gram),
-        'use': inspection.atom_use(coef, gram),
-        'overlaps': inspection.atom_overlaps(gram),
-    }
-
-
 def of_mixing(coef, atoms):
     form = inspection.canonical_form(coef, inspection.gram_of_atoms(atoms))
     principal = torch.einsum('rs,soi->roi', form.basis, atoms)
     return {'coef': form.coef, 'energies': form.energies, 'principal atoms': principal}
-
-
-def test_scale_and_sign_of_an_atom_change_nothing_that_is_declared_so(stack):
-    before, after = of_scale(*stack), of_scale(*rescaled(*stack))
-    for name, value in before.items():
-        torch.testing.assert_close(after[name], value, msg=name)
 
 
 @pytest.mark.parametrize('change', [rescaled, mixed])
@@ -51,10 +35,6 @@ def test_mixing_the_atoms_changes_nothing_of_the_canonical_form(stack, change):
     before, after = of_mixing(*stack), of_mixing(*change(*stack))
     for name, value in before.items():
         torch.testing.assert_close(after[name], value, msg=name)
-
-
-def test_the_shares_do_change_by_mixing(stack):
-    assert not torch.allclose(of_scale(*stack)['shares'], of_scale(*mixed(*stack))['shares'])
 
 
 def test_canonical_form_is_the_same_weights_on_orthonormal_atoms(stack):
@@ -131,18 +111,3 @@ def test_two_equal_atoms_are_doubled_and_an_unused_one_is_dead():
     use = inspection.atom_use(torch.tensor([[1.0, 0, 1], [1, 1e-3, 1]]), gram)
     assert inspection.dead_atoms(use) == [1]
     assert use.sum().item() == pytest.approx(1)
-
-
-def test_one_hot_coefficients_show_the_blocks_of_sequential_sharing():
-    atoms = torch.randn(2, 8, 8, generator=torch.Generator().manual_seed(0))
-    coef = torch.tensor([[1.0, 0], [1, 0], [0, 1], [0, 1]])
-    gram = inspection.gram_of_atoms(atoms)
-    torch.testing.assert_close(inspection.atom_shares(coef, gram), coef.double())
-    blocks = torch.block_diag(torch.ones(2, 2), torch.ones(2, 2)).double()
-    torch.testing.assert_close(inspection.cosine_similarity(coef), blocks)
-    weights = torch.einsum('ls,soi->loi', coef, atoms)
-    similarity = inspection.cosine_similarity(weights)
-    torch.testing.assert_close(similarity[:2, :2], torch.ones(2, 2).double())
-    assert similarity[0, 2].abs() < 0.3
-    effective = inspection.participation_ratio(inspection.contributions(coef, gram).square())
-    assert effective.tolist() == pytest.approx([1] * 4)

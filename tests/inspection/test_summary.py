@@ -3,9 +3,7 @@
 import copy
 
 import pytest
-import timm
 import torch
-from torch import nn
 
 import masa_vit
 from masa_vit.inspection import (
@@ -18,17 +16,6 @@ from masa_vit.inspection import (
     summary_numbers,
 )
 from masa_vit.layers import parse_bank_name
-
-SIZES = dict(img_size=32, patch_size=8, embed_dim=32, depth=4, num_heads=2)
-
-
-def create(seed=0, **args):
-    torch.manual_seed(seed)
-    model = timm.create_model('vit_tiny_masa_s4', **{**SIZES, 'num_atoms': 2, **args})
-    for param in model.parameters():
-        if param.dim() > 1:
-            nn.init.normal_(param, std=0.1)
-    return model
 
 
 def summary(model):
@@ -70,8 +57,8 @@ MODELS = [
 @pytest.mark.parametrize(
     ('change', 'invariant'), [(SCALED, ('scale', 'mixing')), (MIXED, ('mixing',))]
 )
-def test_nothing_changes_that_is_declared_invariant(args, change, invariant):
-    model = create(**args)
+def test_nothing_changes_that_is_declared_invariant(noisy, args, change, invariant):
+    model = noisy(**args)
     other = changed(model, change)
     images = torch.randn(2, 3, 32, 32)
     torch.testing.assert_close(other(images), model.eval()(images), rtol=1e-4, atol=1e-5)
@@ -85,10 +72,8 @@ def test_nothing_changes_that_is_declared_invariant(args, change, invariant):
 
 
 @pytest.mark.parametrize(('change', 'variant'), [(SCALED, ('none',)), (MIXED, ('scale', 'none'))])
-def test_what_is_declared_to_change_does(change, variant):
-    before, after = (
-        dict(arrays(summary(model))) for model in (create(), changed(create(), change))
-    )
+def test_what_is_declared_to_change_does(noisy, change, variant):
+    before, after = (dict(arrays(summary(model))) for model in (noisy(), changed(noisy(), change)))
     for key, value in before.items():
         if QUANTITIES[key[1]].invariant in variant:
             assert not torch.allclose(after[key], value, rtol=1e-6), key
@@ -97,8 +82,8 @@ def test_what_is_declared_to_change_does(change, variant):
 @pytest.mark.parametrize(
     ('change', 'invariant'), [(SCALED, ('scale', 'mixing')), (MIXED, ('mixing',))]
 )
-def test_comparisons_have_the_declared_invariance(change, invariant):
-    first, second = projection_weights(create()), create(seed=1)
+def test_comparisons_have_the_declared_invariance(noisy, change, invariant):
+    first, second = projection_weights(noisy()), noisy(seed=1)
     before = compare(first, projection_weights(second))
     after = compare(first, projection_weights(changed(second, change)))
     for of, found in before.items():
@@ -110,8 +95,8 @@ def test_comparisons_have_the_declared_invariance(change, invariant):
 @pytest.mark.parametrize(
     'args', [{}, dict(groups=[[0, 1], [2, 3]], num_atoms=1), dict(projections='qk')]
 )
-def test_every_array_has_the_declared_axes(args):
-    for (_, name), value in arrays(summary(create(**args))):
+def test_every_array_has_the_declared_axes(noisy, args):
+    for (_, name), value in arrays(summary(noisy(**args))):
         assert value.dim() == len(QUANTITIES[name].axes), name
         assert value.isfinite().all(), name
 
@@ -127,28 +112,16 @@ def test_every_array_has_the_declared_axes(args):
     ],
     ids=str,
 )
-def test_parameters_are_those_that_are_counted_in_the_model(args):
-    model = create(**args)
+def test_parameters_are_those_that_are_counted_in_the_model(noisy, args):
+    model = noisy(**args)
     counts = masa_vit.inspection.count_parameters(model)
     found = summary(model)
     assert found.attention_parameters == counts.attention
     assert found.dense_attention_parameters == counts.dense_attention
 
 
-def test_the_functions_are_those_of_the_package():
-    model = create()
-    weights = projection_weights(model)
-    found = summarize(weights)
-    gram = masa_vit.inspection.gram_of_atoms(model.banks['v'].atoms)
-    expected = masa_vit.inspection.atom_shares(weights.coef['v'], gram)
-    assert torch.equal(found.projections['v']['shares'], expected)
-    composed = torch.stack([block.attn.proj.weight.detach() for block in model.blocks])
-    cosines = masa_vit.inspection.cosine_similarity(composed)
-    torch.testing.assert_close(found.projections['o']['weight_similarity'], cosines)
-
-
-def test_dead_and_doubled_atoms_are_told():
-    model = create()
+def test_dead_and_doubled_atoms_are_told(noisy):
+    model = noisy()
     with torch.no_grad():
         model.banks['q'].atoms[1] = -2 * model.banks['q'].atoms[0]
         for block in model.blocks:
@@ -158,9 +131,9 @@ def test_dead_and_doubled_atoms_are_told():
     assert found.dead == dict(q=[], k=[0], v=[], o=[])
 
 
-def test_sequential_sharing_shows_its_blocks():
+def test_sequential_sharing_shows_its_blocks(noisy):
     blocks = torch.tensor([[1.0, 0], [1, 0], [0, 1], [0, 1]])
-    model = create(coefficients='frozen', coef=dict.fromkeys('qkvo', blocks))
+    model = noisy(coefficients='frozen', coef=dict.fromkeys('qkvo', blocks))
     found = summary(model).projections['q']
     torch.testing.assert_close(found['shares'], blocks.double())
     assert found['effective_atoms'].tolist() == pytest.approx([1] * 4)
@@ -169,27 +142,27 @@ def test_sequential_sharing_shows_its_blocks():
     assert {*found['linkage'][0, :2].tolist()} | {*found['linkage'][1, :2].tolist()} == {0, 1, 2, 3}
 
 
-def test_a_dense_model_has_similarities_and_no_atoms():
-    found = summary(masa_vit.fold(create()))
+def test_a_dense_model_has_similarities_and_no_atoms(noisy):
+    found = summary(masa_vit.fold(noisy()))
     assert not found.dictionaries
     assert 'shares' not in found.projections['q']
-    shared = summary(create()).projections['q']
+    shared = summary(noisy()).projections['q']
     torch.testing.assert_close(
         found.projections['q']['weight_similarity'], shared['weight_similarity']
     )
     assert found.attention_parameters == found.dense_attention_parameters
 
 
-def test_not_finite_weights_are_refused():
-    model = create()
+def test_not_finite_weights_are_refused(noisy):
+    model = noisy()
     with torch.no_grad():
         model.banks['k'].atoms[0, 0, 0] = float('nan')
     with pytest.raises(ValueError, match="projection 'k' are not finite"):
         summary(model)
 
 
-def test_a_model_is_like_itself_in_another_gauge():
-    model = create()
+def test_a_model_is_like_itself_in_another_gauge(noisy):
+    model = noisy()
     found = compare(projection_weights(model), projection_weights(changed(model, MIXED)))['q']
     assert found['other_cosine'].tolist() == pytest.approx([1] * 4)
     assert found['other_distance'].tolist() == pytest.approx([0] * 4, abs=1e-5)
@@ -197,8 +170,8 @@ def test_a_model_is_like_itself_in_another_gauge():
     assert found['coefficient_angles'].tolist() == pytest.approx([0, 0], abs=1e-2)
 
 
-def test_atoms_of_models_with_other_numbers_are_matched():
-    small, large = create(num_atoms=2), create(seed=1, num_atoms=3)
+def test_atoms_of_models_with_other_numbers_are_matched(noisy):
+    small, large = noisy(num_atoms=2), noisy(seed=1, num_atoms=3)
     with torch.no_grad():
         large.banks['q'].atoms[2] = -small.banks['q'].atoms[0]
         large.banks['q'].atoms[0] = small.banks['q'].atoms[1]
@@ -211,17 +184,17 @@ def test_atoms_of_models_with_other_numbers_are_matched():
     assert back['matched_atom'].tolist() == [1, -1, 0]
 
 
-def test_what_cannot_be_compared_is_left_out():
-    narrow = projection_weights(create())
-    wide = projection_weights(create(embed_dim=48))
+def test_what_cannot_be_compared_is_left_out(noisy):
+    narrow = projection_weights(noisy())
+    wide = projection_weights(noisy(embed_dim=48))
     assert set(compare(narrow, wide)['q']) == {'coefficient_angles'}
-    assert set(compare(narrow, projection_weights(create(depth=3)))['q']) == {
+    assert set(compare(narrow, projection_weights(noisy(depth=3)))['q']) == {
         'subspace_angles', 'matched_atom', 'matched_cosine', 'matched_contributions'
     }  # fmt: skip
 
 
-def test_a_layer_without_weight_is_a_layer_of_zeros():
-    model = create(residual_rank=1)
+def test_a_layer_without_weight_is_a_layer_of_zeros(noisy):
+    model = noisy(residual_rank=1)
     with torch.no_grad():
         for name, value in model.blocks[1].named_parameters():
             if '.coef.' in name or 'up_' in name:
@@ -232,11 +205,11 @@ def test_a_layer_without_weight_is_a_layer_of_zeros():
         assert value.isfinite().all(), name
     assert found.projections['q']['residual_share'][1] == 0
     assert found.projections['q']['shares'][1].tolist() == [0, 0]
-    assert compare(weights, projection_weights(create()))['q']['other_distance'].isfinite().all()
+    assert compare(weights, projection_weights(noisy()))['q']['other_distance'].isfinite().all()
 
 
-def test_an_atom_is_dead_only_if_no_projection_uses_it():
-    model = create(dictionaries=['qv', 'k', 'o'])
+def test_an_atom_is_dead_only_if_no_projection_uses_it(noisy):
+    model = noisy(dictionaries=['qv', 'k', 'o'])
     with torch.no_grad():
         for block in model.blocks:
             block.attn.coef.q[1] = 0

@@ -1,24 +1,12 @@
-"""What the projections are made of, read from any form of a model."""
+"""Coefficients, atoms and weights, read from any form of a model."""
 
 import pytest
-import timm
 import torch
 from torch import nn
 
 import masa_vit
 from masa_vit import inspection
 from masa_vit.layers import share_linears
-
-SIZES = dict(img_size=32, patch_size=8, embed_dim=32, depth=4, num_heads=2)
-
-
-def create(**args):
-    torch.manual_seed(0)
-    model = timm.create_model('vit_tiny_masa_s4', **SIZES, **args)
-    for param in model.parameters():
-        if param.dim() > 1:
-            nn.init.normal_(param, std=0.1)  # residuals start at zero
-    return model
 
 
 @pytest.mark.parametrize(
@@ -33,8 +21,8 @@ def create(**args):
     ],
     ids=str,
 )
-def test_every_form_composes_the_weights_of_the_folded_model(args):
-    model = create(**args)
+def test_every_form_composes_the_weights_of_the_folded_model(noisy, args):
+    model = noisy(**args)
     folded = masa_vit.fold(model)
     detector = nn.ModuleDict(dict(backbone=model))
     expected = {
@@ -51,8 +39,8 @@ def test_every_form_composes_the_weights_of_the_folded_model(args):
             torch.testing.assert_close(weights.compose(name), value, rtol=1e-5, atol=1e-5)
 
 
-def test_atoms_and_coefficients_are_those_of_the_model():
-    model = create(num_atoms=4, dictionaries=['qv', 'k', 'o'])
+def test_atoms_and_coefficients_are_those_of_the_model(noisy):
+    model = noisy(num_atoms=4, dictionaries=['qv', 'k', 'o'])
     weights = inspection.projection_weights(model)
     assert weights.dictionaries == dict(q='qv', k='k', v='qv', o='o')
     assert torch.equal(weights.atoms['v'], model.banks['qv'].atoms)
@@ -81,15 +69,15 @@ def test_dictionaries_of_any_name_are_read_off_a_model():
         inspection.projection_weights(stack.state_dict())
 
 
-def test_half_precision_is_read_as_float32():
-    weights = inspection.projection_weights(create(num_atoms=2, residual_rank=1).bfloat16())
+def test_half_precision_is_read_as_float32(noisy):
+    weights = inspection.projection_weights(noisy(num_atoms=2, residual_rank=1).bfloat16())
     assert weights.compose('q').dtype == torch.float32
 
 
-def test_a_dense_model_shares_nothing_and_has_its_weights():
-    weights = inspection.projection_weights(masa_vit.fold(create(num_atoms=2)))
+def test_a_dense_model_shares_nothing_and_has_its_weights(noisy):
+    weights = inspection.projection_weights(masa_vit.fold(noisy(num_atoms=2)))
     assert not weights.shares
-    assert inspection.projection_weights(create(num_atoms=2)).shares
+    assert inspection.projection_weights(noisy(num_atoms=2)).shares
 
 
 def test_what_has_no_attention_is_refused():
@@ -97,7 +85,39 @@ def test_what_has_no_attention_is_refused():
         inspection.projection_weights(nn.Linear(2, 2))
 
 
-def test_two_models_in_one_are_refused():
-    both = nn.ModuleDict(dict(a=masa_vit.fold(create()), b=masa_vit.fold(create())))
+def test_two_models_in_one_are_refused(noisy):
+    both = nn.ModuleDict(dict(a=masa_vit.fold(noisy()), b=masa_vit.fold(noisy())))
     with pytest.raises(ValueError, match=r"\['a.blocks.', 'b.blocks.'\]"):
         inspection.projection_weights(both)
+
+
+@pytest.mark.parametrize('kind', ['direct', 'mlp'])
+def test_model_wrapper_and_state_dict_agree(small, kind):
+    model = small(coefficients=kind, projections='qkv', dictionaries=['qv', 'k'])
+    coefs = inspection.coefficients(model)
+    assert list(coefs) == ['q', 'k', 'v']
+    for source in (nn.Sequential(model), model.state_dict(), nn.Sequential(model).state_dict()):
+        for name, coef in inspection.coefficients(source).items():
+            assert torch.equal(coef, coefs[name])
+    for index, block in enumerate(model.blocks):
+        for name, row in block.attn.coef.values().items():
+            assert torch.equal(coefs[name][index], row)
+
+
+def test_composed_weights_are_c_times_atoms(small):
+    model = small()
+    for index, row in enumerate(inspection.coefficients(model)['o']):
+        expected = torch.einsum('s,sij->ij', row, model.banks['o'].atoms)
+        torch.testing.assert_close(model.blocks[index].attn.proj.weight, expected)
+
+
+def test_dense_model_has_none(small):
+    dense = small('vit_tiny_patch16_224')
+    assert inspection.coefficients(dense) == {} == inspection.coefficients(dense.state_dict())
+
+
+def test_two_models_that_share(small):
+    pair = nn.ModuleDict({'student': small(), 'teacher': small()})
+    for source in (pair, pair.state_dict()):
+        with pytest.raises(ValueError, match='several stacks of blocks'):
+            inspection.coefficients(source)

@@ -188,21 +188,6 @@ def test_quantities_are_those_of_the_weights(small, records):
                 torch.testing.assert_close(quantities[key][epoch], value, atol=1e-5, rtol=1e-5)
 
 
-def test_what_is_declared_invariant_is(records):
-    record = records[2]
-    scale = torch.tensor([2.0, -0.5], dtype=torch.float64)
-    mix = torch.tensor([[1.0, 2], [3, -1]], dtype=torch.float64)
-    before = inspection.history_quantities([record])['q']
-    of_mixing = {'composed_similarity', 'canonical_energies'}
-    for change, same in ((scale.diag(), before.keys() - {'coefficients'}), (mix, of_mixing)):
-        coef = {'q': record.coef['q'].double() @ change.inverse()}
-        gram = {'q': change @ record.gram['q'] @ change.T}
-        after = inspection.history_quantities([inspection.AtomRecord(0, coef, gram, {'q': 'q'})])[
-            'q'
-        ]
-        assert same == {key for key in before if torch.allclose(before[key], after[key], atol=1e-7)}
-
-
 def test_energies_are_padded_where_the_weights_span_less():
     gram = torch.eye(3, dtype=torch.float64)
     one, two = torch.tensor([[1.0, 0, 0], [2, 0, 0]]), torch.tensor([[1.0, 0, 0], [0, 1, 0]])
