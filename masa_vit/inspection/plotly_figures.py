@@ -30,7 +30,7 @@ TEMPLATE = {
         'dragmode': False,
         'hovermode': 'closest',
         'bargap': 0.3,
-        'margin': {'l': 60, 'r': 20, 't': _TOP, 'b': _BOTTOM},
+        'margin': {'l': 80, 'r': 20, 't': _TOP, 'b': _BOTTOM},
         'legend': {'orientation': 'h', 'x': 0, 'y': 0, 'yref': 'container', 'yanchor': 'bottom'},
         'xaxis': {'gridcolor': '#eceff2', 'linecolor': _FADED, 'zeroline': False},
         'yaxis': {'gridcolor': '#eceff2', 'linecolor': _FADED, 'zeroline': False},
