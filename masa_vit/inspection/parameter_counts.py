@@ -36,14 +36,20 @@ class ParameterCounts:
 def count_parameters(model: nn.Module) -> ParameterCounts:
     """Count the parameters of a model, ours, dense, or a wrapper of either.
 
-    Of a shared model, the attention's parameters are atoms, coefficients and, while there is one,
-    the coefficient MLP. Frozen coefficients are no parameters.
+    Of a shared model, the attention's parameters are atoms, coefficients and, if there is one, the
+    coefficient MLP; modules under the name ``mlp`` count for the model only. Frozen coefficients are
+    not parameters.
     """
     attention = dense = 0
     shared = False
-    for module in model.modules():
+    removed = 0
+    for path, module in model.named_modules():
+        is_mlp = any(part == 'mlp' or part.startswith('mlp_') for part in path.split('.'))
         if isinstance(module, SharedLinear):
             shared = True
+        if is_mlp:
+            removed += _mlp_removed(module)
+        elif isinstance(module, SharedLinear):
             dense += module.in_features * module.out_features
             attention += sum(p.numel() for n, p in module.named_parameters() if n != 'bias')
         elif isinstance(module, (AtomBank, CoefficientSource, CoefficientGenerator)):
@@ -54,4 +60,14 @@ def count_parameters(model: nn.Module) -> ParameterCounts:
             attention += size
             dense += size
     total = sum(param.numel() for param in model.parameters())
-    return ParameterCounts(attention, total, dense, total - attention + dense, shared)
+    return ParameterCounts(attention, total, dense, total - attention + dense + removed, shared)
+
+
+def _mlp_removed(module: nn.Module) -> int:
+    """Return the dense weights of a shared layer, less those of atoms, coefficients and factors."""
+    if isinstance(module, SharedLinear):
+        own = sum(p.numel() for n, p in module.named_parameters() if n != 'bias')
+        return module.in_features * module.out_features - own
+    if isinstance(module, (AtomBank, CoefficientSource, CoefficientGenerator)):
+        return -sum(param.numel() for param in module.parameters())
+    return 0

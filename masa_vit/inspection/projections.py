@@ -60,6 +60,11 @@ def _rows(source: Source, stack: StackState) -> dict[str, list[torch.Tensor]]:
         rows = {name: [row[name] for row in values] for name in values[0]}
     else:
         rows = stack.coefficient_rows()
+    if any(row.ndim != 1 for of_name in rows.values() for row in of_name):
+        raise ValueError(
+            "the model has coefficients for each output channel (coefficients='channel'); inspection "
+            'needs one for each layer and atom: inspect masa_vit.fold(model) for its weights'
+        )
     return {name: [row.cpu().float() for row in of_name] for name, of_name in rows.items()}
 
 
@@ -137,7 +142,8 @@ class ProjectionWeights:
     residuals: Mapping[str, Mapping[int, Residual]] = field(default_factory=dict)
     """Projection -> layer -> its low-rank residual."""
     dense: Mapping[str, Sequence[torch.Tensor]] = field(default_factory=dict)
-    """Projection that does not share -> L weights (out, in), in the dtype of the model."""
+    """Projection that does not share -> L weights (out, in), in the dtype of the model; of low-rank
+    factors alone their product."""
     dictionaries: Mapping[str, str] = field(default_factory=dict)
     """Projection that shares -> the name of its dictionary; several may have the same."""
     num_coefficients: int = 0
@@ -160,7 +166,8 @@ class ProjectionWeights:
     @property
     def num_parameters(self) -> int:
         """Numbers that are stored: atoms, coefficients, residuals and dense weights."""
-        tensors = [weight for weights in self.dense.values() for weight in weights]
+        dense = [weights for name, weights in self.dense.items() if name not in self.residuals]
+        tensors = [weight for weights in dense for weight in weights]
         tensors += [self.atoms[names[0]] for names in self.users.values()]
         for of_name in self.residuals.values():
             tensors += [part for residual in of_name.values() for part in residual]
@@ -209,7 +216,11 @@ def projection_weights(source: Source) -> ProjectionWeights:
             f'several stacks of blocks have attention projections: {stack.dense_stacks}. Models with '
             'stages (Swin) cannot be read; of a module that holds several models, give one of them'
         )
-    if not coef and not stack.dense:
+    dense = {name: [rows[i].cpu() for i in sorted(rows)] for name, rows in stack.dense.items()}
+    for name, factors in stack.residuals.items():
+        if name not in coef:
+            dense[name] = [(factors[i][0] @ factors[i][1]).cpu() for i in sorted(factors)]
+    if not coef and not dense:
         raise ValueError(
             'there are no attention projections in it: expected a MASA model (`*_banks.*.atoms`), or '
             f"timm's names of a dense one ({', '.join(LAYOUT)})"
@@ -222,7 +233,7 @@ def projection_weights(source: Source) -> ProjectionWeights:
             name: {i: (up.cpu().float(), down.cpu().float()) for i, (up, down) in of_name.items()}
             for name, of_name in stack.residuals.items()
         },
-        dense={name: [rows[i].cpu() for i in sorted(rows)] for name, rows in stack.dense.items()},
+        dense=dense,
         dictionaries=dictionary_of,
         num_coefficients=stack.num_coefficients,
         num_heads=num_heads,

@@ -12,6 +12,7 @@ from typing import Any
 from mmengine.config import Config
 
 from masa_vit.inspection.plots import plot_coefficients, plot_curves
+from masa_vit.models.state_dict import read_stack
 from masa_vit.training.checkpoint_files import SUMMARY, read_checkpoint
 from masa_vit.training.configs import load_config
 from masa_vit.training.launch import train
@@ -140,10 +141,8 @@ def _draw_coefficients(folder: Path, checkpoint: str | None) -> str | None:
     """Draw C of a checkpoint; None when it shares nothing."""
     from masa_vit import inspection
 
-    if checkpoint is None:
-        return None
-    coefficients = inspection.coefficients(read_checkpoint(checkpoint)['state_dict'])
-    if not coefficients:
+    state = read_checkpoint(checkpoint)['state_dict'] if checkpoint else {}
+    if read_stack(state).is_by_channel or not (coefficients := inspection.coefficients(state)):
         return None
     path = folder / 'coefficients.png'
     plot_coefficients(coefficients, title=folder.name).savefig(path, dpi=120)

@@ -9,6 +9,7 @@ import timm
 import torch
 
 import masa_vit
+from masa_vit.inspection import count_parameters, projection_weights
 from masa_vit.models.schemes import SCHEMES, scheme_settings
 from masa_vit.models.state_dict import read_stack
 
@@ -58,6 +59,16 @@ def test_parameters_of_the_attention(scheme, attention):
     dense = timm.create_model('vit_tiny_patch16_224', **SMALL)
     count = [sum(p.numel() for p in model.parameters()) for model in (create(scheme), dense)]
     assert count[0] == count[1] - DENSE + attention
+
+
+@pytest.mark.parametrize('scheme', SCHEMES)
+def test_counts_of_parameters(scheme):
+    counts = count_parameters(create(scheme))
+    dense = timm.create_model('vit_tiny_patch16_224', **SMALL)
+    assert counts.dense_attention == DENSE
+    assert counts.dense_total == sum(p.numel() for p in dense.parameters())
+    assert counts.total == sum(p.numel() for p in create(scheme).parameters())
+    assert counts.attention_removed > 0
 
 
 def test_a_dictionary_for_each_layer_of_the_mlp():
@@ -211,6 +222,21 @@ def test_timm_groups_every_parameter_once(scheme):
     skip = model.no_weight_decay()
     assert {n for n, _ in model.named_parameters() if '.coef.' in n} <= skip
     assert not any('atoms' in name or 'dense_' in name for name in skip)
+
+
+@pytest.mark.parametrize('scheme', SCHEMES)
+def test_inspection_reads_the_weights(scheme):
+    model = create(scheme)
+    spread(model)
+    if scheme == 'masa-channel':
+        with pytest.raises(ValueError, match='coefficients for each output channel'):
+            projection_weights(model)
+        return
+    weights = projection_weights(model)
+    folded = projection_weights(masa_vit.fold(model))
+    repeated = {'gqa', 'tied-qkv', 'tied-qk', 'tied-kv', 'masa-tied-qkv'}
+    for name in 'qo' if scheme in repeated else 'qkvo':
+        torch.testing.assert_close(weights.compose(name), folded.compose(name))
 
 
 @pytest.mark.parametrize(

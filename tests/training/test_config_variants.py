@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 from masa_vit.cli import main
+from masa_vit.models.schemes import SCHEMES
 from masa_vit.training.config_variants import load_variant
 from masa_vit.training.configs import load_config
 
@@ -67,6 +68,17 @@ def test_no_variant(tmp_path):
         load_variant(DIGITS, dense=True, scheme='repeat')
     with pytest.raises(ValueError, match="scheme='rpt' is unknown"):
         load_variant(DIGITS, scheme='rpt')
+
+
+@pytest.mark.slow
+def test_every_scheme_trains(tmp_path):
+    for scheme in SCHEMES:
+        options = ['train_cfg.max_epochs=1', 'model.model_args.depth=6']
+        options += ['model.model_args.residual_rank=4'] if scheme == 'low-rank' else []
+        variant = load_variant(DIGITS, scheme=scheme)
+        variant.dump(tmp_path / f'{scheme}.py')
+        command = ['compare', str(tmp_path / f'{scheme}.py'), '--work-dir', str(tmp_path / scheme)]
+        assert main([*command, '--cfg-options', *options]) == 0
 
 
 def test_a_variant_is_trained_tested_predicted_and_folded(tmp_path, monkeypatch):
