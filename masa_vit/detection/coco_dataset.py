@@ -196,7 +196,7 @@ class CheckedCocoDataset(CocoDataset):
             return
         total = sum(map(len, bad.values()))
         text = f'{where}: {total} of {total + kept} annotations cannot be used:' + ''.join(
-            f'\n  {len(cases)} with {problem} ({first_of(cases, 3)})'
+            f'\n  {len(cases)} with {problem} ({"; ".join(cases[:3])}{"; ..." * (len(cases) > 3)})'
             for problem, cases in bad.items()
         )
         if self.on_bad_annotation == 'raise' or (not kept and not self.test_mode):

@@ -169,7 +169,7 @@ def read_history(work_dir: str | Path) -> list[AtomRecord]:
     """
     folder = Path(work_dir)
     if not folder.is_dir():
-        raise FileNotFoundError(f'work dir {str(folder)!r} does not exist, or is no folder')
+        raise FileNotFoundError(f'work dir {str(folder)!r} does not exist, or is not a folder')
     files = _numbered(folder / FOLDER, _RECORD) or _numbered(folder, _RECORD)
     if files:
         records = sorted((read_record(path) for _, path in files), key=lambda record: record.epoch)

@@ -22,7 +22,7 @@ def test_command(det_config: Path, tmp_path: Path, capsys: pytest.CaptureFixture
     assert main(argv) == 0
     result = json.loads(path.read_text())
     assert result['against'] == 'detector (dense)'
-    assert result['notes'] == ['no FLOPs: what a detector computes depends on what it finds']
+    assert result['notes'] == ['no FLOPs: the computation of a detector depends on its proposals']
     rows = {(row['what'], row.get('dtype')): row for row in result['results']}
     assert rows['parameters', None]['ratio'] < 1
     assert rows['checkpoint', None]['ratio'] < 1

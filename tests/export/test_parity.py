@@ -101,4 +101,4 @@ def test_tells_that_the_check_tells_little(small, caplog):
         model.head.weight.zero_()
         model.head.bias.fill_(1)
     make_form(model, shared=True)
-    assert 'the model gives the same for every image' in caplog.text
+    assert 'the model gives the same output for every image' in caplog.text

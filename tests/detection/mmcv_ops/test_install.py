@@ -22,7 +22,7 @@ from masa_vit.detection.mmcv_ops import common
 
 
 def test_other_operators_refuse_by_name():
-    with pytest.raises(NotImplementedError, match=r"'carafe_forward'.*mmwheels.*how to build"):
+    with pytest.raises(NotImplementedError, match=r"'carafe_forward'.*mmwheels.*the build steps"):
         mmcv.ops.carafe(torch.randn(1, 4, 4, 4), torch.randn(1, 25, 8, 8), 5, 1, 2)
 
 
