@@ -113,7 +113,10 @@ def test_the_command_hands_over(monkeypatch, tmp_path, capsys):
     assert run('--device', 'cuda', '--out', str(path)) == 0
     assert json.loads(path.read_text())['machine']['device'] == 'a GPU'
     assert capsys.readouterr().out.splitlines()[-1] == f'json: {path}'
-    assert run('vit_tiny_masa_s4', '--device', 'cuda') == 0
+    current = []
+    monkeypatch.setattr(torch.cuda, 'set_device', current.append)
+    assert run('vit_tiny_masa_s4', '--device', 'cuda:1') == 0
+    assert current == ['cuda:1'], 'the timer waits for the current device'
     names = [{case.spec.name for case in cases} for cases in given]
     assert names == [set(MODELS), {'vit_tiny_masa_s4'}]
     for options, message in (
