@@ -96,9 +96,8 @@ def run(args: argparse.Namespace) -> int:
         OSError: For a file that cannot be written.
     """
     require('rich', 'scipy', *(['matplotlib'] if args.picture else []))
-    device = args.device
-    if device.startswith('cuda:') and torch.cuda.is_available():
-        torch.cuda.set_device(device)  # the timer waits for the current device
+    if args.device.startswith('cuda:') and torch.cuda.is_available():
+        torch.cuda.set_device(args.device)  # the timer waits for the current device
     if args.suite:
         return _run_suite(args)
     if not args.model:
