@@ -126,11 +126,12 @@ def _times(plan: Plan, specs: tuple[Spec, Spec]) -> Iterator[Measurement]:
         calls = (steps.training_step(subject, *how), steps.training_step(against, *how))
         yield from time_pairs(*calls, plan.pairs, plan.warm_up)
         del calls  # with the states of the optimizers
-    other = steps.evaluation(against, against.model, *how)
-    if 'eval' in plan.measures:
-        ours = steps.evaluation(subject, subject.model, *how)
-        yield from time_pairs(ours, other, plan.pairs, plan.warm_up)
-    if 'fold-eval' in plan.measures:
-        folded = steps.evaluation(subject, fold(subject.model), *how)
-        for row in time_pairs(folded, other, plan.pairs, plan.warm_up):
-            yield replace(row, what='evaluation after fold')
+    for name, change, what in (
+        ('eval', lambda model: model, 'evaluation'),
+        ('fold-eval', fold, 'evaluation after fold'),
+    ):
+        if name in plan.measures:
+            ours = steps.evaluation(subject, change(subject.model), *how)
+            other = steps.evaluation(against, against.model, *how)
+            for row in time_pairs(ours, other, plan.pairs, plan.warm_up):
+                yield replace(row, what=what)

@@ -149,7 +149,7 @@ def _run_suite(args: argparse.Namespace) -> int:
     if not all(map(dense_architecture, models)):
         raise ValueError(f'--suite gpu measures models such as {gpu_suite.MODELS[0]}, got {models}')
     if args.json:
-        check_file(args.json)
+        check_file(args.json, force=True)
     report = Report({'suite': args.suite, 'device': args.device}, args.json)
     gpu_suite.run_cases(gpu_suite.make_cases(models, args.device), report)
     gpu_suite.print_results(report)
@@ -199,7 +199,7 @@ def _check(args: argparse.Namespace, kind: Kind) -> None:
     for spec in _specs(args, args.batch_size[0]):
         kind.check(spec)
     for path in filter(None, (args.json, args.picture)):
-        check_file(path)
+        check_file(path, force=True)
     if args.picture:
         from matplotlib.backend_bases import FigureCanvasBase
 

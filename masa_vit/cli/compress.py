@@ -95,9 +95,9 @@ def run(args: argparse.Namespace) -> int:
     require('rich', 'matplotlib', 'scipy')
     load_classifier, load_data = None, folder_data
     if args.source.endswith('.py'):
-        from masa_vit.training import calibration, run_models
+        from masa_vit.training import calibration, model_building
 
-        load_classifier, load_data = run_models.load_classifier, calibration.config_data
+        load_classifier, load_data = model_building.load_classifier, calibration.config_data
     if args.tuned is not None:
         return _add_tuned(Path(args.source), args.tuned, args.epochs)
     if args.out is None:

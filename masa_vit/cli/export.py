@@ -65,9 +65,9 @@ def run(args: argparse.Namespace) -> int:
     """Run `masa-vit export`."""
     load_classifier = None
     if args.source.endswith('.py'):
-        from masa_vit.training import run_models
+        from masa_vit.training import model_building
 
-        load_classifier = run_models.load_classifier
+        load_classifier = model_building.load_classifier
     _, export, suffix = FORMATS[args.format]
     if args.bake and args.format != 'hub':
         raise ValueError(f'--bake is for --format hub; {args.format} has no MLP in any case')

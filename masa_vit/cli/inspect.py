@@ -115,7 +115,7 @@ def run(args: argparse.Namespace) -> int:
 
 
 def _load_run(config: str, checkpoint: str) -> Run:
-    from masa_vit.training.run_inspection import load_run  # mmengine: for configs alone
+    from masa_vit.training.prediction import load_run  # mmengine: for configs alone
 
     return load_run(config, checkpoint)
 

@@ -12,7 +12,7 @@ from mmengine.config import Config
 from masa_vit.cli.config_arguments import CONFIG, add_cfg_options, add_variant, config_of
 from masa_vit.training.configs import load_config
 from masa_vit.utils.images import find_images
-from masa_vit.utils.staging import write_atomically
+from masa_vit.utils.staging import check_file, write_atomically
 
 EXAMPLES = """examples:
   masa-vit predict my_config.py epoch_15.pth cat.jpg photos/ 'more/*.png'
@@ -93,12 +93,8 @@ def _classify(cfg: Config, args: argparse.Namespace) -> list[dict[str, Any]]:
     from masa_vit.training.prediction import Predictor
 
     out = args.out
-    if out and out.is_dir():
-        raise IsADirectoryError(f'--out {out} is a folder; predictions of classes are a JSON file')
-    if out and out.exists() and not args.force:
-        raise FileExistsError(f'{out} exists; --force overwrites it')
-    if out and not out.absolute().parent.is_dir():
-        raise FileNotFoundError(f'no folder {out.absolute().parent} for --out')
+    if out:
+        check_file(out, args.force)
     images = find_images(args.images)
     predictor = Predictor(cfg, args.checkpoint, args.device)
     results = predictor(images, args.topk, args.batch_size, args.on_error)
@@ -123,9 +119,9 @@ def _detect(cfg: Config, args: argparse.Namespace) -> list[dict[str, Any]]:
                 f'--out {args.out} names a file; a detector writes a folder, with the predictions '
                 f'in {file.name} and pictures in {pictures.name}/'
             )
-        for path in (file, pictures):
-            if path.exists() and not args.force:
-                raise FileExistsError(f'{path} exists; --force overwrites it')
+        check_file(file, args.force)
+        if pictures.exists() and not args.force:
+            raise FileExistsError(f'{str(pictures)!r} exists; --force replaces its pictures')
     images = find_images(args.images)
     detector = Detector(cfg, args.checkpoint, args.device)
     results = detector(images, args.score_thr, args.batch_size, args.on_error, pictures)

@@ -19,7 +19,7 @@ with contextlib.redirect_stdout(io.StringIO()), warnings.catch_warnings():
     import mmdet.datasets
     import mmdet.evaluation  # noqa: F401
 
-import masa_vit.training.checkpoint_loader  # noqa: E402  (mmengine then reads checkpoints as data)
+import masa_vit.training.checkpoint_files  # noqa: E402  (mmengine then reads checkpoints as data)
 import masa_vit.utils.config_paths  # noqa: E402, F401  (for `_base_ = 'masa_vit::...'`)
 
 # after the operators, which mmdet's modules look for when they are imported

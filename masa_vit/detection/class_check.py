@@ -1,4 +1,4 @@
-"""The hook that refuses a detection run before it costs hours."""
+"""Check the classes and annotations of a detection run before the first step."""
 
 from __future__ import annotations
 

@@ -87,7 +87,7 @@ def read_coco(path: str, with_annotations: bool = True) -> dict:
 
 
 def annotation_problem(annotation: dict, images: dict, masks: bool) -> str | None:
-    """Say why an object cannot be trained on, or nothing.
+    """Return why an object cannot be trained on, or None.
 
     Args:
         annotation: an entry of the file's ``annotations``.

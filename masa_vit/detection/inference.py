@@ -23,9 +23,8 @@ from mmdet.registry import MODELS
 from masa_vit.detection.visualization import quiet_drawing
 from masa_vit.models.loading import check_dtypes
 from masa_vit.training.checkpoint_files import read_checkpoint
-from masa_vit.training.configs import load_config
-from masa_vit.training.hooks.parameter_table import fold_for_inference
-from masa_vit.training.launch import readable_errors
+from masa_vit.training.configs import load_config, readable_errors
+from masa_vit.training.wrapped_models import fold_for_inference
 from masa_vit.utils.images import UnreadableImageError, read_image
 from masa_vit.utils.messages import first_lines
 

@@ -36,7 +36,7 @@ def check() -> None:
     missing = {module: fork for module, (fork, _) in _MODULES.items() if not _found(module)}
     damaged = [fork for fork in missing.values() if _version(fork)]
     if damaged:
-        # pip thinks that they are there: uninstalling their namesakes took their files
+        # pip lists them as installed, but uninstalling their namesakes removed their files
         raise ImportError(f'files of {_list(damaged)} are missing:\n    {_reinstall(damaged)}')
     if missing:
         raise ImportError(
@@ -62,7 +62,7 @@ def _check_others(others: dict[str, str]) -> None:
     warnings.warn(
         f'{_list(others)} found: masa_vit is tested with their maintained forks '
         f'{_list(others.values())} only. On torch 2.6 and later the originals fail to load '
-        'checkpoints of their own; if that happens: '
+        'their own checkpoints; if that happens: '
         f'pip uninstall -y {" ".join(others)}; pip install "masa-vit[det]"',
         stacklevel=3,
     )

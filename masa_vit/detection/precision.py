@@ -17,8 +17,8 @@ from torch.utils._pytree import tree_map_only
 class Float32HeadsHook(Hook):
     """Run the heads of a detector in float32 under mixed precision.
 
-    mmdet makes anchors and boxes in the dtype of the answers, and bfloat16 knows no odd pixels from
-    256 on: proposals would be rounded, and non-maximum suppression would miss duplicates.
+    mmdet makes anchors and boxes in the dtype of the outputs, and bfloat16 cannot represent odd integers
+    from 256 on: proposals would be rounded, and non-maximum suppression would miss duplicates.
     """
 
     def before_run(self, runner: Any) -> None:

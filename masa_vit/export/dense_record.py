@@ -1,4 +1,4 @@
-"""Find the name and arguments by which timm creates a model shaped like a given one."""
+"""Find a timm name and arguments that create a model of the same shape."""
 
 from __future__ import annotations
 

@@ -103,11 +103,11 @@ def export_hub(
 def _record(
     model: Any, given: Mapping[str, Any] | None, dense: bool = False
 ) -> tuple[str, dict[str, Any]]:
-    """The name and arguments by which timm creates the model, or the folded one; as JSON has them."""
+    """Return the timm name and the arguments of the model, or of the folded one, as JSON values."""
     architecture = (getattr(model, 'pretrained_cfg', None) or {}).get('architecture', '')
     if not timm.is_model(architecture):
         raise ValueError(
-            f'this {type(model).__name__} has no name by which timm creates it again '
+            f'this {type(model).__name__} has no timm name '
             f'(pretrained_cfg: architecture={architecture!r}): create it by timm.create_model or '
             'masa_vit.compress'
         )

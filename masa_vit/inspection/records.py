@@ -118,8 +118,8 @@ def read_record(path: str | Path) -> AtomRecord:
         raise ValueError(f'{error}. Remove it: the other epochs can be read without it.') from None
     if metadata.get('format') != _FORMAT:
         raise ValueError(
-            f'{str(path)!r} is no record of atoms: metadata format={metadata.get("format")!r}, expected '
-            f'{_FORMAT!r}'
+            f'{str(path)!r} is not a record of atoms: metadata format={metadata.get("format")!r}, '
+            f'expected {_FORMAT!r}'
         )
     if metadata.get('version') != _VERSION:
         raise ValueError(
@@ -231,7 +231,7 @@ def history_quantities(records: Sequence[AtomRecord]) -> dict[str, dict[str, tor
         ValueError: If there are no records, or one holds numbers that are not finite.
     """
     if not records:
-        raise ValueError('there are no records: a history needs at least one epoch')
+        raise ValueError('records is empty: a history needs at least one epoch')
     for record in records:
         if not record.is_finite:
             raise ValueError(

@@ -111,7 +111,7 @@ class SharedLinear(nn.Module):
                 up = rows.new_empty(len(rows), len(down))
                 self.register_parameter(f'up_{name}', nn.Parameter(up))
             elif name not in bank_of:
-                self.register_parameter(f'dense_{name}', nn.Parameter(rows.clone()))
+                self.register_parameter(f'dense_{name}', nn.Parameter(torch.empty_like(rows)))
         self.reset_own(linear.weight.detach())
 
     def parts_of(self, weight: torch.Tensor) -> dict[str, torch.Tensor]:

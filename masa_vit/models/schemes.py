@@ -12,7 +12,7 @@ Settings = dict[str, Any]
 
 
 def _one_hot(assigned: list[int], num_atoms: int) -> Settings:
-    """Return arguments by which layer l uses the whole matrix ``assigned[l]``."""
+    """Return the arguments with which layer l uses matrix ``assigned[l]`` alone."""
     coef = [[float(s == atom) for s in range(num_atoms)] for atom in assigned]  # (L, S)
     return {'coefficients': 'frozen', 'coef': coef}
 

@@ -255,7 +255,7 @@ class MasaVisionTransformer(VisionTransformer):
 
     @torch.jit.ignore
     def load_pretrained(self, checkpoint_path: str, prefix: str = '') -> None:
-        """Refuse JAX checkpoints (.npz), by which timm loads dense models."""
+        """Refuse JAX checkpoints (.npz), which timm loads into dense models."""
         raise ValueError(f'{checkpoint_path!r} is a dense checkpoint. {DENSE_INTO_MASA}')
 
     def _load_from_state_dict(

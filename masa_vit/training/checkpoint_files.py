@@ -1,4 +1,8 @@
-"""The checkpoints of a run: written atomically, read as data."""
+"""The checkpoints of a run: written atomically, read as data.
+
+Importing registers the loaders below for mmengine's `CheckpointLoader`, through which its runner,
+`init_cfg` and mmdet's tools read files. mmengine's own loaders unpickle fully where a safe load fails.
+"""
 
 from __future__ import annotations
 
@@ -6,10 +10,12 @@ import contextlib
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlparse
 
+import torch
 from mmengine.fileio import LocalBackend, register_backend
+from mmengine.runner import CheckpointLoader
 
-import masa_vit.training.checkpoint_loader  # noqa: F401  (mmengine then reads checkpoints as data)
 from masa_vit.utils.digests import add_digest
 from masa_vit.utils.staging import write_atomically
 from masa_vit.utils.weight_files import read_weight_file
@@ -83,12 +89,12 @@ def read_checkpoint(path: str | Path) -> dict[str, Any]:
     return checkpoint
 
 
-def class_names(path: str | Path) -> list[str] | None:
-    """The names of the classes in a checkpoint that training wrote; None where there are none."""
+def class_names(path: str | Path, num_classes: int) -> list[str] | None:
+    """Return the class names in a checkpoint that training wrote; None unless it has so many."""
     match read_weight_file(path):
-        case {'meta': {'dataset_meta': {'classes': [*classes]}}} if all(
-            isinstance(name, str) for name in classes
-        ):
+        case {'meta': {'dataset_meta': {'classes': [*classes]}}} if len(
+            classes
+        ) == num_classes and all(isinstance(name, str) for name in classes):
             return classes
     return None
 
@@ -97,3 +103,30 @@ def others_beside(folder: Path, but: Path | None = None) -> str:
     """The other checkpoints of a folder, in brackets, for the end of a message."""
     names = sorted(path.name for path in folder.glob('*.pth') if path != but)
     return f' (in this folder: {", ".join(names[:6])})' if names else ''
+
+
+def _load_local(filename: str, map_location: Any = None) -> Any:
+    return read_weight_file(filename)
+
+
+def _load_url(filename: str, map_location: Any = None, model_dir: str | None = None) -> Any:
+    """Download into torch's cache, as `torch.hub.load_state_dict_from_url` does."""
+    folder = Path(model_dir or Path(torch.hub.get_dir()) / 'checkpoints')
+    path = folder / Path(urlparse(filename).path).name
+    if not path.exists():
+        folder.mkdir(parents=True, exist_ok=True)
+        torch.hub.download_url_to_file(filename, str(path))
+    return read_weight_file(path)
+
+
+def _refuse(filename: str, map_location: Any = None) -> Any:
+    scheme = filename.partition('://')[0]
+    raise ValueError(
+        f'checkpoint {filename!r}: {scheme}:// is not supported; give a path or an http(s) URL'
+    )
+
+
+for _prefix in CheckpointLoader._schemes:
+    CheckpointLoader.register_scheme(_prefix, _refuse, force=True)
+CheckpointLoader.register_scheme('', _load_local, force=True)
+CheckpointLoader.register_scheme(('http://', 'https://'), _load_url, force=True)

@@ -13,10 +13,10 @@ from mmengine.config import Config
 
 from masa_vit.inspection.plots import plot_coefficients, plot_curves
 from masa_vit.models.state_dict import read_stack
-from masa_vit.training.checkpoint_files import SUMMARY, read_checkpoint
+from masa_vit.training.checkpoint_files import read_checkpoint
 from masa_vit.training.configs import load_config
 from masa_vit.training.launch import train
-from masa_vit.training.work_dir import check_work_dir_free
+from masa_vit.training.work_dir import check_same_recipe, check_work_dir_free, read_summary
 from masa_vit.utils.staging import write_atomically
 
 CAVEAT = 'One run each, one seed: a {} ranks nothing; run several seeds.'
@@ -64,14 +64,14 @@ def compare(
         cfg = load_config(config, train_options.get('cfg_options'))
         if not resume:
             check_work_dir_free(folder)
-        elif summary := _summary_of(folder):
-            _check_same_recipe(cfg, summary, folder)
+        else:
+            check_same_recipe(cfg, folder)
 
     rows, histories = [], {}
     for number, (folder, config) in enumerate(folders.items(), 1):
         print(f'--- {number}/{len(folders)}: {_file(config)}', flush=True)
-        summary = _summary_of(folder) if resume else None
-        if summary is None or not summary['finished']:
+        summary = read_summary(folder) if resume else {}
+        if not summary.get('finished'):
             summary = train(config, folder, resume='auto' if resume else None, **train_options)
         rows.append(_row(folder, _file(config), summary, metric))
         histories[folder.name] = summary['history']
@@ -85,21 +85,6 @@ def compare(
 
 def _file(config: str | Path | Config) -> str:
     return str(config.filename) if isinstance(config, Config) else str(config).rpartition('::')[2]
-
-
-def _summary_of(folder: Path) -> dict[str, Any] | None:
-    path = folder / SUMMARY
-    return json.loads(path.read_text(encoding='utf-8')) if path.is_file() else None
-
-
-def _check_same_recipe(cfg: Config, summary: dict[str, Any], folder: Path) -> None:
-    now = json.loads(json.dumps(cfg.to_dict(), default=str))
-    for key in ('model', 'train_dataloader', 'param_scheduler', 'train_cfg'):
-        if now.get(key) != summary['config'].get(key):
-            raise ValueError(
-                f'compare: {str(folder)!r} holds a run of another config ({key!r} differs): it '
-                'cannot stand in this comparison. Use another --work-dir, or the same options.'
-            )
 
 
 def _row(folder: Path, config: str, summary: dict[str, Any], metric: str | None) -> dict[str, Any]:

@@ -26,6 +26,7 @@ __all__ = [
     'DictAction',
     'explain_build_error',
     'load_config',
+    'readable_errors',
 ]
 
 # Keys that mmengine and its family read from a config beside the Runner's own parameters.
@@ -134,6 +135,18 @@ def _check_keys(cfg: Config) -> None:
 def _did_you_mean(key: str, known: set[str] = KNOWN_KEYS) -> str:
     close = difflib.get_close_matches(key, known, n=1, cutoff=0.8)
     return f'; did you mean {close[0]!r}?' if close else ''
+
+
+@contextlib.contextmanager
+def readable_errors(cfg: Config) -> Iterator[None]:
+    """Raise errors of a build from a config with their place in it."""
+    try:
+        yield
+    except (TypeError, KeyError) as error:
+        message = explain_build_error(error, cfg)
+        if message is None:
+            raise
+        raise ValueError(message) from error
 
 
 def explain_build_error(error: Exception, cfg: Config) -> str | None:

@@ -11,10 +11,10 @@ from mmengine.config import Config
 from mmengine.dist import is_main_process
 
 from masa_vit.training.checkpoint_files import METRICS, read_checkpoint
-from masa_vit.training.configs import load_config
-from masa_vit.training.launch import choose_work_dir, process_group, readable_errors
+from masa_vit.training.configs import load_config, readable_errors
+from masa_vit.training.launch import choose_work_dir, process_group
 from masa_vit.training.runner import Runner
-from masa_vit.utils.staging import write_atomically
+from masa_vit.utils.staging import check_file, write_atomically
 
 _PARTS = ('dataloader', 'cfg', 'evaluator')
 
@@ -107,10 +107,7 @@ def _check_out(out: Path, force: bool) -> None:
             f'--out {out}: expected a .json file, for the metrics. The predictions of a detector are '
             'written with --cfg-options test_evaluator.outfile_prefix=PREFIX.'
         )
-    if out.exists() and not force:
-        raise FileExistsError(f'{out} exists; --force overwrites it')
-    if not out.absolute().parent.is_dir():
-        raise FileNotFoundError(f'no folder {out.absolute().parent} for --out')
+    check_file(out, force)
 
 
 def _to_json(value: Any) -> Any:

@@ -13,10 +13,11 @@ import torch
 import torch.distributed as dist
 from mmengine.config import Config
 from mmengine.device import get_device
+from mmengine.dist import barrier, get_world_size, is_distributed
 
 from masa_vit.models.state_dict import rename_old_keys
 from masa_vit.training.checkpoint_files import SUMMARY, read_checkpoint
-from masa_vit.training.configs import explain_build_error, load_config, read_literals
+from masa_vit.training.configs import load_config, read_literals, readable_errors
 from masa_vit.training.hooks.run_summary import SummaryHook
 from masa_vit.training.runner import Runner
 from masa_vit.training.work_dir import check_work_dir_free, find_last_checkpoint, locked
@@ -93,7 +94,7 @@ def _run(cfg: Config, resume: bool) -> dict[str, Any]:
         f'  outputs: {runner.work_dir}\n  log:     {runner.logger.log_file}'
     )
     runner.train()
-    dist_barrier()
+    barrier()  # the other ranks read a file of rank 0
     path = Path(runner.work_dir) / SUMMARY
     return {**json.loads(path.read_text(encoding='utf-8')), 'summary': str(path)}
 
@@ -204,7 +205,7 @@ def process_group(cfg: Config, launcher: str) -> Iterator[None]:
     if launcher not in LAUNCHERS:
         raise ValueError(f'launcher is {launcher!r}; expected one of {", ".join(LAUNCHERS)}.')
     cfg.launcher = launcher
-    had_group = dist.is_available() and dist.is_initialized()
+    had_group = is_distributed()
     if launcher == 'pytorch':
         if 'LOCAL_RANK' not in os.environ:
             raise ValueError(
@@ -229,30 +230,12 @@ def process_group(cfg: Config, launcher: str) -> Iterator[None]:
     try:
         yield
     finally:
-        if not had_group and dist.is_available() and dist.is_initialized():
+        if not had_group and is_distributed():
             dist.destroy_process_group()
 
 
-@contextlib.contextmanager
-def readable_errors(cfg: Config) -> Iterator[None]:
-    """Raise errors of a build from a config with their place in it."""
-    try:
-        yield
-    except (TypeError, KeyError) as error:
-        message = explain_build_error(error, cfg)
-        if message is None:
-            raise
-        raise ValueError(message) from error
-
-
-def dist_barrier() -> None:
-    """Wait for all ranks, so that they can read the files of rank 0."""
-    if dist.is_available() and dist.is_initialized():
-        dist.barrier()
-
-
 def _device_name() -> str:
-    world = dist.get_world_size() if dist.is_available() and dist.is_initialized() else 1
+    world = get_world_size()
     name = torch.cuda.get_device_name() if torch.cuda.is_available() else get_device().upper()
     return f'{world} x {name}' if world > 1 else name
 

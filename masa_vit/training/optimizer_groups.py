@@ -17,7 +17,7 @@ from timm.optim import param_groups_layer_decay
 from torch import nn
 
 from masa_vit.layers import AtomBank, CoefficientGenerator, CoefficientSource
-from masa_vit.training.hooks.parameter_table import unwrap
+from masa_vit.training.wrapped_models import unwrap
 from masa_vit.utils.messages import first_of
 
 _KINDS: tuple[Any, ...] = (AtomBank, (CoefficientSource, CoefficientGenerator))

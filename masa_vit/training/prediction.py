@@ -14,15 +14,16 @@ from mmengine.logging import print_log
 from mmengine.registry import DATASETS
 from torch import Tensor
 
+from masa_vit.inspection.inspected import Run
 from masa_vit.models import load_exactly
 from masa_vit.training.checkpoint_files import class_names
 from masa_vit.training.configs import load_config
-from masa_vit.training.hooks.parameter_table import fold_for_inference
 from masa_vit.training.model_building import build_model
 from masa_vit.training.transforms import to_chw
+from masa_vit.training.wrapped_models import fold_for_inference
 from masa_vit.utils.images import UnreadableImageError, read_image
 
-__all__ = ['Predictor']
+__all__ = ['Predictor', 'load_run']
 
 
 class Predictor:
@@ -135,7 +136,7 @@ class Predictor:
 
 def _class_names(checkpoint: str | Path, dataset_cfg: dict, num_classes: int) -> list[str]:
     """The class names: the checkpoint's, else the config's dataset's, else their numbers."""
-    classes = class_names(checkpoint)
+    classes = class_names(checkpoint, num_classes)
     if classes is None:
         try:
             classes = DATASETS.build(dataset_cfg).metainfo['classes']
@@ -144,3 +145,19 @@ def _class_names(checkpoint: str | Path, dataset_cfg: dict, num_classes: int) ->
     if classes is None or len(classes) != num_classes:
         return [str(index) for index in range(num_classes)]
     return list(classes)
+
+
+def load_run(config: str, checkpoint: str) -> Run:
+    """Load a classifier with the config of its run, and the image transform of its validation.
+
+    Raises:
+        FileNotFoundError: If config or checkpoint do not exist.
+        ValueError: If this is not a classifier, or the checkpoint does not match.
+    """
+    cfg = load_config(config)
+    if 'model_name' not in cfg.model:  # a detector takes long to build, and has no one `forward`
+        raise ValueError(
+            f'{config!r} is of a {cfg.model.get("type")}, and --images needs a classifier'
+        )
+    predictor = Predictor(cfg, checkpoint, device='cpu', fold=False)
+    return Run(predictor.model.model, predictor.prepare)

@@ -23,6 +23,7 @@ from masa_vit.training.checkpoint_files import read_checkpoint
 from masa_vit.training.configs import load_config
 from masa_vit.training.model_building import build_model
 from masa_vit.utils.messages import first_lines
+from masa_vit.utils.staging import check_file
 
 _TEACHER_ARGS = frozenset(inspect.signature(DistilledClassifier).parameters) - frozenset(
     inspect.signature(ImageClassifier).parameters
@@ -60,8 +61,7 @@ def fold_run(
     stem = f'{Path(cfg.filename or "model").stem}_folded'
     paths = Path(out) / f'{stem}.py', Path(out) / f'{stem}.pth'
     for path in paths:
-        if path.exists() and not force:
-            raise FileExistsError(f'{path} exists; --force overwrites it')
+        check_file(path, force)
     loaded = read_checkpoint(checkpoint)
     model = build_model(cfg)
     _load(model, loaded['state_dict'], str(checkpoint))

@@ -58,19 +58,22 @@ def paired_difference(
     return PairedDifference(number, mean, spread, mean - half, mean + half)
 
 
-def seeds_needed(spread: float, difference: float = 1.0, power: float = 0.8) -> int:
+def seeds_needed(spread: float, difference: float = 1.0, power: float = 0.8) -> int | None:
     """Return the number of pairs of runs that show a difference, at 5 %, with this probability.
 
     Args:
         spread: Standard deviation of the paired differences.
         difference: The difference of the means to be shown.
         power: Probability that the 95 % interval excludes zero.
+
+    Returns:
+        The number, or None above 10,000.
     """
     if not spread:
         return 2
-    for number in range(2, 10_000):
+    for number in range(2, 10_001):
         critical = stats.t.ppf(0.975, number - 1)
         shift = difference / spread * math.sqrt(number)
         if 1 - stats.nct.cdf(critical, number - 1, shift) >= power:
             return number
-    return 10_000
+    return None

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import ast
-import json
 import os
 import signal
 import subprocess
@@ -19,10 +18,10 @@ from mmengine.config import Config
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
 from masa_vit.inspection.parameter_counts import ParameterCounts, count_parameters
-from masa_vit.training.checkpoint_files import SUMMARY
 from masa_vit.training.classifier import create_model
 from masa_vit.training.configs import load_config
 from masa_vit.training.stopping import StopRequest, TrainingStoppedError
+from masa_vit.training.work_dir import check_same_recipe, read_summary
 from masa_vit.utils.config_paths import resolve_config
 
 _KEYS = {'base', 'rows', 'seeds', 'reference', 'metrics', 'bounds'}
@@ -52,8 +51,7 @@ class Run:
 
     def summary(self) -> dict[str, Any]:
         """Return the run's `summary.json`; empty before its first epoch."""
-        path = self.folder / SUMMARY
-        return json.loads(path.read_text(encoding='utf-8')) if path.is_file() else {}
+        return read_summary(self.folder)
 
 
 @dataclass(frozen=True)
@@ -135,7 +133,7 @@ def _row(
     try:
         config = load_config(base, override)
         if match is None:
-            return Row(name, config, own, parameters_of(config))
+            return Row(name, config, own, count_parameters(create_on_meta(config)))
         if set(match) != _MATCH_KEYS or match['count'] not in ('total', 'attention'):
             raise ValueError(
                 f'match={match!r}, expected {sorted(_MATCH_KEYS)}, count: total or attention'
@@ -146,7 +144,7 @@ def _row(
         found = []
         for value in match['among']:
             config = load_config(base, {**override, match['vary']: value})
-            counts = parameters_of(config)
+            counts = count_parameters(create_on_meta(config))
             found.append((abs(getattr(counts, match['count']) - target), value, config, counts))
         _, value, config, counts = min(found, key=lambda item: item[0])
         gap = getattr(counts, match['count']) / target - 1
@@ -156,14 +154,12 @@ def _row(
         raise type(error)(f'row {name!r}: {error}') from error
 
 
-def parameters_of(config: Config) -> ParameterCounts:
-    """Count the parameters of the classifier of a config, without weights."""
+def create_on_meta(config: Config) -> Any:
+    """Create the timm model of a classifier's config without weights."""
     model = config.model
+    args = dict(model.get('model_args') or {})
     with torch.device('meta'):
-        timm_model = create_model(
-            model['model_name'], model['num_classes'], dict(model.get('model_args') or {})
-        )
-    return count_parameters(timm_model)
+        return create_model(model['model_name'], model['num_classes'], args)
 
 
 def train_runs(runs: Sequence[Run], jobs: int = 1) -> dict[Run, str]:
@@ -180,7 +176,7 @@ def train_runs(runs: Sequence[Run], jobs: int = 1) -> dict[Run, str]:
         TrainingStoppedError: After SIGTERM or SIGINT, when all processes have saved their state.
     """
     for run in runs:
-        _check_same_recipe(run)
+        check_same_recipe(run.row.config, run.folder)
     waiting = [run for run in runs if not run.summary().get('finished')]
     active: dict[Run, subprocess.Popen[bytes]] = {}
     failed: dict[Run, str] = {}
@@ -242,19 +238,6 @@ def _start(run: Run, jobs: int) -> subprocess.Popen[bytes]:
 def _tail(run: Run) -> str:
     lines = (run.folder / OUTPUT).read_text(encoding='utf-8', errors='replace').splitlines()
     return '\n'.join(lines[-8:])
-
-
-def _check_same_recipe(run: Run) -> None:
-    summary = run.summary()
-    if not summary:
-        return
-    now = json.loads(json.dumps(run.row.config.to_dict(), default=str))
-    for key in ('model', 'train_dataloader', 'optim_wrapper', 'param_scheduler', 'train_cfg'):
-        if now.get(key) != summary['config'].get(key):
-            raise ValueError(
-                f'{str(run.folder)!r} holds a run of another recipe ({key} differs): use another '
-                '--work-dir, or rename the row'
-            )
 
 
 def results(runs: Sequence[Run], metric: str) -> Iterator[tuple[Row, dict[int, float]]]:

@@ -16,13 +16,11 @@ from torch.utils.data import DataLoader
 
 from masa_vit.models.loading import check_dtypes
 from masa_vit.training.hooks.finite import FiniteHook
-from masa_vit.training.hooks.parameter_table import unwrap
-from masa_vit.training.hooks.seed import SeedHook
 from masa_vit.training.hooks.stop import StopHook
-from masa_vit.training.loop import TrainLoop
 from masa_vit.training.peers import list_peers, raise_if_lost
-from masa_vit.training.seeding import init_worker, number_batches
+from masa_vit.training.seeding import SeedHook, TrainLoop, init_worker, number_batches
 from masa_vit.training.stopping import StopRequest, TrainingStoppedError
+from masa_vit.training.wrapped_models import unwrap
 from masa_vit.utils.messages import first_lines, first_of
 
 # Messages of mmengine at every start that go to the log file only.

@@ -20,27 +20,27 @@ from typing import Any
 import numpy as np
 import torch
 from mmengine.dataset import worker_init_fn as _mmengine_init
-from mmengine.registry import DATA_SAMPLERS, DATASETS
+from mmengine.dist import get_rank
+from mmengine.hooks import Hook
+from mmengine.registry import DATA_SAMPLERS, DATASETS, HOOKS, LOOPS
+from mmengine.runner import EpochBasedTrainLoop
 from torch.utils.data import BatchSampler, Dataset, Sampler
 
 Index = tuple[int, int]
 """The number of a batch since the start of training, and the index of a sample."""
 
 
-def seed_everything(*key: int) -> None:
-    """Seed python, numpy and torch (every device) from a tuple of non-negative integers."""
+def seed_everything(*key: int, cpu_only: bool = False) -> None:
+    """Seed python, numpy and torch from a tuple of non-negative integers.
+
+    Args:
+        *key: The integers.
+        cpu_only: Leave the generators of other devices unchanged: cheap enough for every sample.
+    """
     words = np.random.SeedSequence(key).generate_state(3, np.uint32)
     random.seed(int(words[0]))
     np.random.seed(int(words[1]))
-    torch.manual_seed(int(words[2]))
-
-
-def _seed_loading(*key: int) -> None:
-    """As `seed_everything`, for the CPU alone: cheap enough for every sample."""
-    words = np.random.SeedSequence(key).generate_state(3, np.uint32)
-    random.seed(int(words[0]))
-    np.random.seed(int(words[1]))
-    torch.default_generator.manual_seed(int(words[2]))
+    (torch.default_generator.manual_seed if cpu_only else torch.manual_seed)(int(words[2]))
 
 
 class SeededDataset(Dataset):
@@ -59,7 +59,7 @@ class SeededDataset(Dataset):
         self._key = (seed, rank)
 
     def __getitem__(self, index: Index) -> Any:
-        _seed_loading(*self._key, *index)
+        seed_everything(*self._key, *index, cpu_only=True)
         return self.dataset[index[1]]
 
     def __len__(self) -> int:
@@ -135,6 +135,50 @@ def number_batches(config: dict[str, Any], seed: int, rank: int) -> dict[str, An
         drop_last=config.pop('drop_last', False),
     )
     return config
+
+
+@LOOPS.register_module()
+class TrainLoop(EpochBasedTrainLoop):
+    """mmengine's loop by epochs; the first epoch may have been started by a stopped run.
+
+    Args:
+        *args: those of mmengine's loop.
+        **kwargs: those of mmengine's loop.
+    """
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self.batches_done = 0
+        """Batches of the next epoch that the stopped run has finished."""
+
+    def run_epoch(self) -> None:
+        """Run the rest of an epoch."""
+        done, self.batches_done = self.batches_done, 0
+        self.dataloader.batch_sampler.start_at(self.iter, done)
+        self.runner.call_hook('before_train_epoch')
+        self.runner.model.train()
+        for index, batch in enumerate(self.dataloader, done):
+            self.run_iter(index, batch)
+        self.runner.call_hook('after_train_epoch')
+        self._epoch += 1
+
+
+@HOOKS.register_module()
+class SeedHook(Hook):
+    """Seed the main process before every epoch and iteration: by (seed, rank, epoch, iteration).
+
+    The seed of the epoch is for samplers that draw from the global generators.
+    """
+
+    priority = 'VERY_HIGH'
+
+    def before_train_epoch(self, runner: Any) -> None:
+        """Seed the epoch, before its loader starts."""
+        seed_everything(runner.seed, get_rank(), runner.epoch)
+
+    def before_train_iter(self, runner: Any, batch_idx: int, data_batch: Any = None) -> None:
+        """Seed the iteration, after its batch was loaded."""
+        seed_everything(runner.seed, get_rank(), runner.epoch, runner.iter)
 
 
 def init_worker(worker_id: int, **kwargs: Any) -> None:

@@ -14,6 +14,7 @@ from typing import Any
 
 import torch
 import torch.distributed as dist
+from mmengine.dist import get_world_size
 
 EXIT_CODE = 75
 """Of a training that was stopped on request: EX_TEMPFAIL of sysexits.h, "try again"."""
@@ -73,7 +74,7 @@ class StopRequest:
 
     def of_any_rank(self) -> bool:
         """Whether some rank was asked to stop; all ranks call this together."""
-        if not (dist.is_available() and dist.is_initialized()) or dist.get_world_size() == 1:
+        if get_world_size() == 1:
             return self.signal is not None
         if self._group is None:
             # on the CPU: the GPU need not be waited for

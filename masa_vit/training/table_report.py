@@ -13,9 +13,8 @@ from typing import Any
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
-from masa_vit.training.classifier import create_model
 from masa_vit.training.run_statistics import mean_and_spread, paired_difference, seeds_needed
-from masa_vit.training.run_table import Row, Run, RunTable, results
+from masa_vit.training.run_table import Row, Run, RunTable, create_on_meta, results
 from masa_vit.utils.staging import write_atomically
 
 FILES = ('table.md', 'table.csv', 'table.json', 'table.png')
@@ -60,14 +59,11 @@ def _counts(row: Row) -> dict[str, Any]:
 
 
 def _gflops(row: Row) -> float:
-    model = row.config.model
-    with torch.device('meta'):
-        net = create_model(
-            model['model_name'], model['num_classes'], dict(model.get('model_args') or {})
-        ).eval()
-        image = torch.empty(1, net.patch_embed.proj.in_channels, *net.patch_embed.img_size)
+    model = create_on_meta(row.config).eval()
+    embed = model.patch_embed
+    image = torch.empty(1, embed.proj.in_channels, *embed.img_size, device='meta')
     with torch.no_grad(), FlopCounterMode(display=False) as counter:
-        net(image)
+        model(image)
     return counter.get_total_flops() / 1e9
 
 
@@ -98,10 +94,11 @@ def seeds_sentence(records: Sequence[dict[str, Any]], metric: str, difference: f
     if not spreads:
         return 'Two seeds or more give the spread, and with it the number of seeds that one needs.'
     typical = math.sqrt(sum(spread**2 for spread in spreads) / len(spreads))
+    number = seeds_needed(typical, difference)
     return (
         f'The paired differences in {metric} have a standard deviation of {typical:.3g} over seeds: a '
-        f'difference of {difference:g} needs {seeds_needed(typical, difference)} seeds (5 %, power 80 '
-        '%).'
+        f'difference of {difference:g} needs '
+        f'{"more than 10,000" if number is None else number} seeds (5 %, power 80 %).'
     )
 
 

@@ -7,8 +7,10 @@ import json
 import warnings
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 from filelock import FileLock, Timeout
+from mmengine.config import Config
 
 from masa_vit.training.checkpoint_files import LAST_CHECKPOINT, SUMMARY, others_beside
 from masa_vit.utils.messages import first_of
@@ -111,6 +113,29 @@ def check_work_dir_free(work_dir: str | Path) -> None:
             f'work dir {str(work_dir)!r} holds another run ({first_of(found)}); nothing was changed. '
             'Continue that run with --resume, choose another --work-dir, or remove the folder.'
         )
+
+
+def read_summary(work_dir: Path) -> dict[str, Any]:
+    """Read the `summary.json` of a run; empty before the end of its first epoch."""
+    path = work_dir / SUMMARY
+    return json.loads(path.read_text(encoding='utf-8')) if path.is_file() else {}
+
+
+def check_same_recipe(cfg: Config, work_dir: Path) -> None:
+    """Refuse to continue, or to compare, a run of another recipe.
+
+    Raises:
+        ValueError: If the run in the work dir was trained by another config.
+    """
+    if not (summary := read_summary(work_dir)):
+        return
+    now = json.loads(json.dumps(cfg.to_dict(), default=str))
+    for key in ('model', 'train_dataloader', 'optim_wrapper', 'param_scheduler', 'train_cfg'):
+        if now.get(key) != summary['config'].get(key):
+            raise ValueError(
+                f'{str(work_dir)!r} holds a run of another recipe ({key} differs). Use another '
+                '--work-dir, or the same options'
+            )
 
 
 def _is_finished(summary: Path) -> bool:

@@ -80,13 +80,13 @@ def check_writable(folder: Path) -> None:
     os.rmdir(_make_stage(_existing(folder)))
 
 
-def check_file(path: Path) -> None:
-    """Check that a file can be written; it may exist.
+def check_file(path: Path, force: bool) -> None:
+    """Check that a file can be written, and does not exist unless `force` is set.
 
     Raises:
         OSError: As `check_free` and `check_writable`.
     """
-    check_free(path.parent, [path.name], force=True)
+    check_free(path.parent, [path.name], force)
     check_writable(path.parent)
 
 

@@ -26,7 +26,7 @@ from masa_vit.compression.fit import low_rank
 from masa_vit.compression.metric import collect_statistics
 from masa_vit.compression.source_weights import dense_weights, stacked_weights
 from masa_vit.training.calibration import config_data
-from masa_vit.training.run_models import load_classifier
+from masa_vit.training.model_building import load_classifier
 
 BUDGETS = {'1/3': 1 / 3, '1/2': 1 / 2, '2/3': 2 / 3}
 

@@ -67,7 +67,7 @@ def test_flops_of_a_dense_model_follow_its_shape(spec):
     embed = 2 * batch * 16 * dim * 3 * 8 * 8
     head = 2 * batch * dim * classes
     assert flops['FLOPs of evaluation'] == depth * (linear + attention) + embed + head
-    # backward is twice that, but for the gradient of the images, which nobody wants
+    # backward is twice that, but for the gradient of the images, which is not computed
     assert flops['FLOPs of training'] == 3 * depth * (linear + attention) + 2 * embed + 3 * head
 
 

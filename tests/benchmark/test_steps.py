@@ -96,7 +96,7 @@ def test_compress_is_timed(spec, monkeypatch):
 
 def test_peak_memory_sees_the_activations(spec):
     peak, added = peak_memory(timm_subject, spec(batch_size=256, dense=True))
-    # of each block, what its four linear maps and the GELU keep, and no more than ten times that
+    # of each block, what its four linear layers and the GELU keep, and no more than ten times that
     activations = 2 * 4 * 256 * 17 * 32 * (1 + 1 + 1 + 4 + 4)
     assert activations < added < 10 * activations
     assert peak - added > 2**26, 'less than torch itself needs'

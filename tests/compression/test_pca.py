@@ -25,7 +25,7 @@ def test_error_is_the_sum_of_the_discarded_eigenvalues(shape, num_atoms):
 
 
 def _assert_orthonormal(atoms: torch.Tensor) -> None:
-    rows = atoms.flatten(1).double()  # float32 sums would add rounding of their own
+    rows = atoms.flatten(1).double()  # float32 sums would add rounding errors
     expected = torch.eye(len(rows), dtype=torch.float64)
     torch.testing.assert_close(rows @ rows.T, expected, rtol=0, atol=1e-6)
 

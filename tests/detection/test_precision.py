@@ -11,7 +11,7 @@ from masa_vit.training import load_config
 
 
 def test_heads_answer_in_float32_under_autocast(det_config: Path) -> None:
-    """bfloat16 knows no odd pixels from 256 on."""
+    """bfloat16 cannot represent odd integers from 256 on."""
     model = MODELS.build(load_config(det_config).model).eval()
 
     def dtypes() -> set[torch.dtype]:

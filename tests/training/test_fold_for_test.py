@@ -10,7 +10,8 @@ from torch import nn
 import masa_vit
 from masa_vit.layers import SharedLinear
 from masa_vit.training.hooks import FoldHook
-from masa_vit.training.hooks.parameter_table import fold_for_inference, partly_frozen
+from masa_vit.training.hooks.parameter_table import partly_frozen
+from masa_vit.training.wrapped_models import fold_for_inference
 
 
 def shares(model: nn.Module) -> bool:

@@ -106,8 +106,8 @@ def test_end_to_end(
     content = out.read_text()
     with pytest.raises(FileExistsError, match='--force'):
         run(args)
-    with pytest.raises(FileNotFoundError, match=r'no folder .*nowhere'):
-        run(parser.parse_args([*command, '--out', str(tmp_path / 'nowhere' / 'a.json')]))
+    with pytest.raises(NotADirectoryError, match='expected a folder'):
+        run(parser.parse_args([*command, '--out', str(out / 'a.json')]))
     assert out.read_text() == content
     assert run(parser.parse_args([*command, *options, '--force'])) == 0
 

@@ -84,7 +84,9 @@ def deform_conv_backward_parameters(
 ) -> None:
     """Fill gradWeight."""
     sizes = (dH, dW, padH, padW, dilationH, dilationW, group, deformable_group)
-    weight = torch.zeros_like(gradWeight)  # mmcv does not pass it, and its gradient needs it not
+    weight = torch.zeros_like(
+        gradWeight
+    )  # not passed by mmcv, and the gradient is independent of it
     grads = _backward(gradOutput, input, weight, offset, None, None, sizes)
     gradWeight.copy_(scale * grads[1])
 

@@ -8,8 +8,8 @@ from masa_vit.training.hooks.parameter_table import ParameterTableHook
 from masa_vit.training.hooks.progress_bar import ProgressHook
 from masa_vit.training.hooks.run_summary import SummaryHook
 from masa_vit.training.hooks.safe_checkpoint import SafeCheckpointHook
-from masa_vit.training.hooks.seed import SeedHook
 from masa_vit.training.hooks.stop import StopHook
+from masa_vit.training.seeding import SeedHook
 
 __all__ = [
     'CoefficientHook',

@@ -14,7 +14,7 @@ from mmengine.visualization import TensorboardVisBackend
 from masa_vit.inspection.plots import plot_coefficients
 from masa_vit.inspection.records import FOLDER, AtomRecord
 from masa_vit.layers import ChannelCoefficients
-from masa_vit.training.hooks.parameter_table import is_sharded, unwrap
+from masa_vit.training.wrapped_models import is_sharded, unwrap
 
 
 @HOOKS.register_module()

@@ -11,8 +11,8 @@ from mmengine.hooks import Hook
 from mmengine.optim import OptimWrapperDict
 from mmengine.registry import HOOKS
 
-from masa_vit.training.hooks.parameter_table import unwrap
 from masa_vit.training.seeding import NumberedBatches
+from masa_vit.training.wrapped_models import unwrap
 from masa_vit.utils.messages import first_of
 
 SKIPPED = 'skipped_steps'

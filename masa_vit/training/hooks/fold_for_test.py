@@ -8,7 +8,7 @@ from mmengine.hooks import Hook
 from mmengine.registry import HOOKS
 from torch import nn
 
-from masa_vit.training.hooks.parameter_table import fold_for_inference
+from masa_vit.training.wrapped_models import fold_for_inference
 
 
 @HOOKS.register_module()

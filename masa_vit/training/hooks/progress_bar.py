@@ -82,7 +82,7 @@ class ProgressHook(Hook):
         self.close()
 
     def close(self) -> None:
-        """Give the terminal back; also after an error."""
+        """Stop the bar, also after an error."""
         if self._progress:
             self._progress.stop()
             self._progress = None

@@ -15,8 +15,8 @@ from mmengine.logging import HistoryBuffer
 from mmengine.registry import HOOKS
 
 from masa_vit.training.checkpoint_files import LAST_CHECKPOINT
-from masa_vit.training.hooks.parameter_table import unwrap
-from masa_vit.training.loop import TrainLoop
+from masa_vit.training.seeding import TrainLoop
+from masa_vit.training.wrapped_models import unwrap
 from masa_vit.utils.staging import write_atomically
 from masa_vit.utils.weight_files import find_not_finite
 

@@ -12,7 +12,7 @@ from mmengine.registry import MODELS
 import masa_vit.training  # noqa: F401  (registers the classifier)
 from masa_vit.inspection.inspected import load
 from masa_vit.models import MasaVisionTransformer
-from masa_vit.training.run_inspection import load_run
+from masa_vit.training.prediction import load_run
 
 
 def write_run(folder: Path, model: dict) -> str:
