@@ -21,7 +21,7 @@ MAY_IMPORT = {
     'inspection': MODELS,
     'compression': (*MODELS, 'export', 'inspection'),
     'benchmark': (*MODELS, 'export', 'compression'),
-    'training': (*MODELS, 'export', 'inspection', 'compression'),
+    'training': (*MODELS, 'export', 'inspection', 'compression', 'benchmark'),
     'detection': (*MODELS, 'export', 'benchmark', 'training'),
 }
 DEPRECATED = ('cls', 'det', 'engine')

@@ -12,6 +12,7 @@ from masa_vit.training.config_variants import load_variant
 from masa_vit.training.configs import load_config
 from masa_vit.training.run_table import is_table, load_table, train_runs
 from masa_vit.training.stopping import exit_code_when_stopped
+from masa_vit.training.table_costs import measure_costs
 from masa_vit.training.table_report import FILES, markdown, write_report
 from masa_vit.utils.arguments import positive_int
 from masa_vit.utils.config_paths import resolve_config
@@ -79,7 +80,8 @@ def _run_table(args: argparse.Namespace) -> int:
     for row in table.rows:
         print(f'{row.name}: {row.parameters.total:,} parameters. {row.match}'.rstrip())
     failed = train_runs(runs, args.jobs)
-    records = write_report(table, runs, folder)
+    costs = {} if failed else measure_costs(table, folder)
+    records = write_report(table, runs, folder, costs)
     print(markdown(table, records))
     print(f'{", ".join(FILES)} in {folder}')
     for run, output in failed.items():

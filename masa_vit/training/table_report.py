@@ -6,7 +6,7 @@ import csv
 import io
 import json
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -17,18 +17,26 @@ from masa_vit.training.run_statistics import mean_and_spread, paired_difference,
 from masa_vit.training.run_table import Row, Run, RunTable, create_on_meta, results
 from masa_vit.utils.staging import write_atomically
 
+_COSTS = (
+    '- step time and peak memory (after imports) of training in float32: ratios to the reference'
+)
 FILES = ('table.md', 'table.csv', 'table.json', 'table.png')
 
 
-def report(table: RunTable, runs: Sequence[Run]) -> list[dict[str, Any]]:
-    """Return a record per row: counts, and for each metric the statistics over seeds.
+def report(
+    table: RunTable, runs: Sequence[Run], costs: Mapping[str, Mapping[str, Any]]
+) -> list[dict[str, Any]]:
+    """Return a record per row: counts, costs, and for each metric the statistics over seeds.
 
     Keys: ``name``, ``attention_parameters``, ``total_parameters``, ``gflops`` (forward pass of one
-    image, multiply and add counted as two), ``match``, ``seeds``, ``commits``, and ``metrics``:
-    metric -> ``values`` (by seed), ``mean``, ``spread``, ``difference`` (paired, to the reference),
-    ``low``, ``high`` (95 % interval), ``verdict``.
+    image, multiply and add counted as two), ``step_time``, ``peak_memory`` (see `measure_costs`),
+    ``match``, ``seeds``, ``commits``, and ``metrics``: metric -> ``values`` (by seed),
+    ``mean``, ``spread``, ``difference`` (paired, to the reference), ``low``, ``high`` (95 % interval),
+    ``verdict``.
     """
-    records: dict[str, dict[str, Any]] = {row.name: _counts(row) for row in table.rows}
+    records: dict[str, dict[str, Any]] = {
+        row.name: {**_counts(row), **costs.get(row.name, {})} for row in table.rows
+    }
     for metric in table.metrics:
         by_row = {row.name: values for row, values in results(runs, metric)}
         for name, values in by_row.items():
@@ -51,6 +59,8 @@ def _counts(row: Row) -> dict[str, Any]:
         'attention_parameters': row.parameters.attention,
         'total_parameters': row.parameters.total,
         'gflops': _gflops(row),
+        'step_time': None,
+        'peak_memory': None,
         'match': row.match,
         'seeds': [],
         'commits': [],
@@ -107,21 +117,23 @@ def markdown(table: RunTable, records: Sequence[dict[str, Any]]) -> str:
     header = ['row', 'seeds']
     for metric in table.metrics:
         header += [metric, f'to {table.reference} [95 %]', '']
-    header += ['attention parameters', 'total parameters', 'GFLOPs']
+    header += ['attention parameters', 'total parameters', 'GFLOPs', 'step time', 'peak memory']
     lines = [header, ['---'] * 2 + ['---:'] * (len(header) - 2)]
     for record in records:
         cells = [record['name'], str(len(record['seeds']))]
         for metric in table.metrics:
             cells += _cells(record['metrics'].get(metric))
         cells += [f'{record[key]:,}' for key in ('attention_parameters', 'total_parameters')]
-        lines.append([*cells, f'{record["gflops"]:.3g}'])
+        ratios = [record[key] for key in ('step_time', 'peak_memory')]
+        cells += [f'{record["gflops"]:.3g}', *('' if r is None else f'x{r:.2f}' for r in ratios)]
+        lines.append(cells)
     text = '\n'.join('| ' + ' | '.join(line) + ' |' for line in lines)
     notes = [f'- {r["name"]}: {r["match"]}' for r in records if r['match']]
     commits = sorted({commit for record in records for commit in record['commits']})
     points = next((m for m in table.metrics if 'top' in m), table.metrics[0])
     sentence = seeds_sentence(records, points)
     return '\n'.join(
-        [text, '', sentence, '', *notes, f'- commits: {", ".join(commits) or "none"}', '']
+        [text, '', sentence, '', *notes, _COSTS, f'- commits: {", ".join(commits) or "none"}', '']
     )
 
 
@@ -138,9 +150,11 @@ def _cells(statistics: dict[str, Any] | None) -> list[str]:
     return [value, f'{statistics["difference"]:+.3g}{interval}', statistics['verdict']]
 
 
-def write_report(table: RunTable, runs: Sequence[Run], folder: Path) -> list[dict[str, Any]]:
+def write_report(
+    table: RunTable, runs: Sequence[Run], folder: Path, costs: Mapping[str, Mapping[str, Any]]
+) -> list[dict[str, Any]]:
     """Write `table.md`, `table.csv`, `table.json` and `table.png`; return the records."""
-    records = report(table, runs)
+    records = report(table, runs, costs)
     write_atomically(folder / 'table.md', markdown(table, records))
     content = json.dumps({'reference': table.reference, 'rows': records}, indent=2)
     write_atomically(folder / 'table.json', content + '\n')
@@ -152,7 +166,7 @@ def write_report(table: RunTable, runs: Sequence[Run], folder: Path) -> list[dic
 def _csv(table: RunTable, records: Sequence[dict[str, Any]]) -> str:
     out = io.StringIO()
     writer = csv.writer(out)
-    counts = ['attention_parameters', 'total_parameters', 'gflops']
+    counts = ['attention_parameters', 'total_parameters', 'gflops', 'step_time', 'peak_memory']
     writer.writerow(['row', 'seed', *table.metrics, *counts])
     for record in records:
         for seed in record['seeds']:

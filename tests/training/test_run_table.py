@@ -103,6 +103,10 @@ def test_runs_continue_and_are_reported(write, tmp_path, capsys):
         ('dense', '0'), ('dense', '1'), ('masa', '0'), ('masa', '1'), ('low-rank', '0'),
     ]  # fmt: skip
     assert (out / 'table.png').stat().st_size > 1000
+    assert lines[0]['step_time'] == ''  # the reference
+    assert float(lines[2]['step_time']) > 0.2
+    assert float(lines[2]['peak_memory']) > 0.2
+    measured = (out / 'costs.json').stat().st_mtime_ns
     assert '| masa | 2 |' in (out / 'table.md').read_text()
 
     # finished runs are not repeated, lost ones are
@@ -113,6 +117,7 @@ def test_runs_continue_and_are_reported(write, tmp_path, capsys):
     assert main(['compare', str(path), '--work-dir', str(out)]) == 0
     again = {file: file.stat().st_mtime_ns for file in out.rglob('epoch_1.pth')}
     assert {file for file in times if again[file] != times[file]} == {*lost.rglob('epoch_1.pth')}
+    assert (out / 'costs.json').stat().st_mtime_ns == measured
     rows = json.loads((out / 'table.json').read_text())['rows']
     for row, before in zip(rows, record['rows'], strict=True):
         nll, expected = (r['metrics']['accuracy/nll']['values'] for r in (row, before))

@@ -44,7 +44,7 @@ def runs(table, tmp_path):
 
 
 def test_records(table, runs):
-    dense, masa, new = report(table, runs)
+    dense, masa, new = report(table, runs, {})
     assert dense['metrics'][TOP1]['mean'] == 61
     assert dense['metrics'][TOP1]['spread'] == 1
     assert 'difference' not in dense['metrics'][TOP1]
@@ -61,13 +61,13 @@ def test_records(table, runs):
 def test_unfinished_runs_do_not_count(table, runs):
     path = runs[-1].folder / 'summary.json'
     path.write_text(json.dumps({**json.loads(path.read_text()), 'finished': False}))
-    record = report(table, runs)[-1]
+    record = report(table, runs, {})[-1]
     assert record['seeds'] == [0, 1]
     assert [*record['metrics'][TOP1]['values']] == [0, 1]
 
 
 def test_text(table, runs):
-    records = report(table, runs)
+    records = report(table, runs, {})
     text = markdown(table, records)
     assert '| masa | 3 |' in text
     assert '-0.833 [-1.6, -0.12]' in text
@@ -76,7 +76,8 @@ def test_text(table, runs):
     assert 'Two seeds or more' in seeds_sentence(records[:1], TOP1)
     alone = replace(table, rows=table.rows[:1])
     assert (
-        markdown(alone, report(alone, [r for r in runs if r.row.name == 'dense'])).count('\n') > 3
+        markdown(alone, report(alone, [r for r in runs if r.row.name == 'dense'], {})).count('\n')
+        > 3
     )
 
 
