@@ -89,7 +89,7 @@ def test_broken_records_say_what_is_wrong(records, tmp_path):
     known = {'format': 'masa_vit.atoms', 'version': '1', 'epoch': '0'}
     coef, gram = torch.ones(4, 2), torch.ones(2, 2)
     for tensors, metadata, message in (
-        ({'coef.q': coef, 'gram.q': gram}, None, 'no record of atoms'),
+        ({'coef.q': coef, 'gram.q': gram}, None, 'not a record of atoms'),
         ({'coef.q': coef, 'gram.q': gram}, {**known, 'version': '2'}, "version '2'"),
         ({'coef.q': coef, 'gram.q': gram}, {**known, 'epoch': 'x'}, "epoch 'x'"),
         ({'coef.q': coef}, known, 'incomplete'),
@@ -219,7 +219,7 @@ def test_summary_of_a_known_bank():
 
 
 def test_no_history_of_nothing_or_of_what_diverged(small, records):
-    with pytest.raises(ValueError, match='no records'):
+    with pytest.raises(ValueError, match='records is empty'):
         inspection.history_quantities([])
     model = small()
     with torch.no_grad():

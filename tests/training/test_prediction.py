@@ -227,7 +227,7 @@ def test_wrong_options(
     command = ['predict', str(tmp_path / 'config.py'), str(trained[1]), str(image_root / 'val')]
     for options, message in (
         (['--score-thr', '0.5'], '--score-thr is not for a classifier'),
-        (['--out', str(tmp_path), '--force'], 'is a folder; predictions of classes are a JSON'),
+        (['--out', str(tmp_path), '--force'], 'is a folder, expected a file'),
         (['--batch-size', '0'], 'at least 1, got 5 and 0'),
         (['--cfg-options', 'model.type=Other'], "model.type is 'Other'; expected ImageClassifier"),
     ):
