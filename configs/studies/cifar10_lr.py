@@ -10,5 +10,5 @@ rows = {
         ('dense', dict(model_name='vit_tiny_patch16_224')),
         ('masa-qkvo', dict()),
     )
-    for rate in ('5e-4', '1e-3', '2e-3')
+    for rate in ('5e-4', '1e-3', '2e-3', '4e-3')
 }

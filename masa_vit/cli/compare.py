@@ -38,6 +38,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         '--jobs', type=positive_int, default=1, help='runs of a table at a time (default: 1)'
     )
+    parser.add_argument(
+        '--no-costs',
+        action='store_true',
+        help='do not time the rows of a table (while other programs run, for example)',
+    )
     add_training(parser)
 
 
@@ -80,7 +85,7 @@ def _run_table(args: argparse.Namespace) -> int:
     for row in table.rows:
         print(f'{row.name}: {row.parameters.total:,} parameters. {row.match}'.rstrip())
     failed = train_runs(runs, args.jobs)
-    costs = {} if failed else measure_costs(table, folder)
+    costs = {} if failed or args.no_costs else measure_costs(table, folder)
     records = write_report(table, runs, folder, costs)
     print(markdown(table, records))
     print(f'{", ".join(FILES)} in {folder}')

@@ -41,7 +41,7 @@ def test_compare_and_resume(configs, tmp_path, capsys):
     with pytest.raises(ValueError, match='holds another run'):
         compare(configs, work_dir, cfg_options=OPTIONS)
     options = {**OPTIONS, 'train_dataloader.batch_size': 2}
-    with pytest.raises(ValueError, match=r"another recipe \(train_dataloader differs\)"):
+    with pytest.raises(ValueError, match=r'another recipe \(train_dataloader differs\)'):
         compare(configs, work_dir, resume=True, cfg_options=options)
     # one finished, one that never began
     shutil.rmtree(work_dir / 'plain')
