@@ -116,4 +116,4 @@ def timm_subject(spec: Spec) -> Subject:
 
 
 TIMM = Kind(timm_subject, check_timm)
-"""Models that `timm.create_model` knows."""
+"""Models of `timm.create_model`."""

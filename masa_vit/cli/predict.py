@@ -135,7 +135,7 @@ def _detect(cfg: Config, args: argparse.Namespace) -> list[dict[str, Any]]:
 
 
 def _count_objects(predictions: list[dict[str, Any]]) -> list[str]:
-    """A line per class, the surest first: predictions are sorted by score."""
+    """Return a line per class, in the order of their best scores."""
     scores: dict[str, list[float]] = {}
     for found in predictions:
         scores.setdefault(found['name'], []).append(found['score'])

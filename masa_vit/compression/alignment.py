@@ -92,7 +92,7 @@ def allowed(model: nn.Module) -> Allowed:
     for name, pair, reason in (
         ('q_norm', 'qk', 'Q and K are not rotated: attn.q_norm normalizes the queries'),
         ('k_norm', 'qk', 'Q and K are not rotated: attn.k_norm normalizes the keys'),
-        ('norm', 'vo', 'V and O are not rotated: attn.norm lies between them'),
+        ('norm', 'vo', 'V and O are not rotated: attn.norm is between them'),
         ('gate', 'vo', 'V and O are not rotated: attn.gate scales the channels between them'),
     ):
         if any(not isinstance(getattr(x, name, None), nn.Identity | None) for x in layers):
@@ -161,7 +161,7 @@ def align(
 def gaussian_like(weights: Mapping[str, Tensor], seed: int = 0) -> dict[str, Tensor]:
     """Return Gaussian matrices with the shapes and norms of weights (L, out, in), as a control.
 
-    Unequal norms alone raise the captured share. torch's global generator is not used.
+    Unequal norms by themselves raise the captured share. torch's global generator is not used.
     """
     generator = torch.Generator().manual_seed(seed)
     drawn = {}

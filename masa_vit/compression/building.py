@@ -81,7 +81,7 @@ def _rename(masa: Any, model: Any, args: dict[str, Any]) -> None:
 
 
 def without_residual(model: nn.Module) -> nn.Module:
-    """Return a copy of a compressed model with its atoms alone."""
+    """Return a copy of a compressed model without its residuals."""
     model = copy.deepcopy(model)
     for layer in model.modules():
         if isinstance(layer, SharedLinear):

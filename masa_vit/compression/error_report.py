@@ -223,7 +223,7 @@ def describe(report: Report) -> list[str]:
 
 
 def draw(report: Report) -> Figure:
-    """Draw the energy kept, beside that of Gaussian matrices, and the accuracies, if known."""
+    """Draw the energy kept, that of Gaussian matrices, and the accuracies, if known."""
     from matplotlib.figure import Figure
 
     rows, top1 = report['rows'], report['top1']

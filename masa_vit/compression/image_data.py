@@ -44,7 +44,7 @@ def top1_accuracy(
             right += int((found == targets).sum())
             count += len(targets)
     if not count:
-        raise ValueError('there are no images for top-1')
+        raise ValueError('no images to measure top-1 with')
     return Accuracy(100.0 * right / count, count)
 
 

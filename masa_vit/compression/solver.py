@@ -133,7 +133,7 @@ def _solve_atoms(
     numbers: list[int],
     metrics: Mapping[str, Metric] | None,
 ) -> Solution:
-    """Fit atoms alone; without metrics no copy of the weights in float64 is made."""
+    """Fit atoms without residuals; without metrics no copy of the weights in float64 is made."""
     fits: dict[str, list[Fit]] = {name: [] for name in weights}
     lost = total = 0.0
     for name, rows in weights.items():

@@ -74,7 +74,7 @@ class DetClassesCheckHook(Hook):
             if problem := _annotation_problem(coco, classes, masks='segm' in metric.metrics):
                 raise ValueError(
                     f'{mode}_evaluator cannot evaluate: in its annotation file {problem}.\n'
-                    "Fix the file; boxes alone, metric='bbox', need no segmentation."
+                    "Fix the file; boxes only, metric='bbox', need no segmentation."
                 )
 
 

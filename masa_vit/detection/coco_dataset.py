@@ -60,8 +60,8 @@ class CheckedCocoDataset(CocoDataset):
 
     On good data it gives the same samples. It refuses an annotation file that is missing, broken or
     without the categories that ``metainfo['classes']`` names, and images that do not exist. Labels
-    are the positions in ``classes``, whatever the order of the file's categories; mmdet alone takes
-    the file's order and so would exchange the names.
+    are the positions in ``classes``, independent of the order of the file's categories; mmdet itself
+    takes the file's order, which would exchange the names.
 
     Objects that cannot be trained on are left out: boxes that are empty, outside the image or not
     of finite numbers, ids of no image or category, and, if the pipeline loads masks
@@ -266,7 +266,7 @@ class CheckedCocoDataset(CocoDataset):
 
 
 def _explain(error: Exception, path: str, ann_file: str) -> None:
-    """Raise UnreadableImageError, with the way out, if the image made the pipeline fail."""
+    """Raise UnreadableImageError, with a remedy, if the image made the pipeline fail."""
     advice = f'Fix or replace the file, or remove it from the images in {ann_file}.'
     try:
         read_image(path)

@@ -154,7 +154,7 @@ def _rle_problem(rle: dict, size: list[int]) -> str | None:
     if isinstance(counts, str):
         counts = _decode_counts(counts)
     if not isinstance(counts, list) or not all(isinstance(n, int) and n >= 0 for n in counts):
-        return 'run lengths (RLE) whose counts are no numbers of pixels'
+        return 'run lengths (RLE) whose counts are not numbers of pixels'
     if sum(counts) != size[0] * size[1]:
         return 'run lengths (RLE) that do not add up to the image'
     return None
@@ -217,7 +217,7 @@ def _check_unique(where: str, what: str, values: Iterable[Hashable]) -> None:
     if twice := [value for value, count in Counter(values).items() if count > 1]:
         raise ValueError(
             f'{where}: {len(twice)} {what} are given more than once: {first_of(twice)}; '
-            'each may stand for one thing only (files that were merged must be renumbered)'
+            'each must be unique (renumber merged files)'
         )
 
 

@@ -25,7 +25,7 @@ def bake(model: ModelT) -> ModelT:
         The same module.
 
     Raises:
-        ValueError: If `model` is a part that draws on coefficients outside of it.
+        ValueError: If `model` is a part whose coefficients are outside of it.
     """
     recorded = [
         module

@@ -118,7 +118,7 @@ def _copy_of(model: nn.Module) -> MasaVisionTransformer:
     if not isinstance(model, MasaVisionTransformer):
         kind = type(model).__name__
         if any(isinstance(module, SharedLinear) for module in model.modules()):
-            raise TypeError(f'{kind} is no MasaVisionTransformer: give the one that it holds')
+            raise TypeError(f'{kind} is not a MasaVisionTransformer: pass its inner model')
         raise ValueError(f'nothing is shared in this {kind}: there are no atoms to remove')
     if not model.num_classes:
         raise ValueError(

@@ -61,7 +61,7 @@ def class_attention(
         maps: (L, B, H, N, N), as `attention_maps` returns.
         num_prefix_tokens: As timm's attribute of the model.
         grid: Rows and columns of patches, as `patch_grid` returns.
-        has_class_token: As timm's attribute of the model (prefix tokens may be registers alone).
+        has_class_token: As timm's attribute of the model (prefix tokens may be registers only).
             Default: whether there are prefix tokens.
 
     Returns:
@@ -132,7 +132,7 @@ def mean_distance(attention: torch.Tensor, distances: torch.Tensor) -> torch.Ten
     """Average distances by attention, whose rows need not sum to one: (..., n, n) -> (...)."""
     attention = attention.float()
     weighted = (attention * distances.to(attention)).sum(-1)
-    # rows that attend to prefix tokens alone count as distance zero
+    # rows that attend only to prefix tokens count as distance zero
     weights = attention.sum(-1).clamp_min(torch.finfo(torch.float32).tiny)
     return (weighted / weights).mean(-1)
 

@@ -1,4 +1,4 @@
-"""The charts of a report: which panels stand together, and which selection of the page shows them."""
+"""The charts of a report: the panels of each, and the selection of the page that shows them."""
 
 from __future__ import annotations
 

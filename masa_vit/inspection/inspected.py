@@ -39,7 +39,7 @@ class Source(NamedTuple):
     name: str
     weights: ProjectionWeights
     model: nn.Module | None = None
-    """To run; None: the checkpoint alone does not define it."""
+    """The model to run; None if the checkpoint does not define one."""
     prepare: Prepare | None = None
     """None: as timm does for the model."""
     why: str = ''
@@ -52,11 +52,11 @@ def load(text: str, config: str | None = None, load_run: LoadRun | None = None) 
     Args:
         text: A timm model's name (new weights), a folder in timm's Hub layout, a checkpoint, or a work
             dir (its last checkpoint).
-        config: Of the run that wrote the checkpoint. Default: the one that training left beside it.
+        config: Of the run that wrote the checkpoint. Default: the one in the same folder.
         load_run: For configs; None: they are not read.
 
     Raises:
-        FileNotFoundError: If there is no such source.
+        FileNotFoundError: If the source does not exist.
         ValueError: If it cannot be read, has no attention projections, or does not fit the config.
     """
     if text.endswith('.py'):
@@ -91,7 +91,7 @@ def _load_checkpoint(path: Path, config: str | None, load_run: LoadRun | None) -
         except (ValueError, ImportError, FileNotFoundError) as error:
             if config is not None:
                 raise
-            why = f'the config beside it, {found!r}, does not give a model: {error}'
+            why = f'the config in its folder, {found!r}, does not give a model: {error}'
     return Source(name, _weights(read_state_dict(path), name), why=why)
 
 

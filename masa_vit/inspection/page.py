@@ -80,7 +80,7 @@ def write_page(report: Report, path: Path, title: str) -> None:
 
 
 def _embed(document: str) -> str:
-    """JSON that cannot end the element it stands in, whatever the names in it."""
+    """Return JSON that is safe inside a script element."""
     return document.replace('<', '\\u003c')
 
 

@@ -207,7 +207,7 @@ def _y_axis(panel: Panel, first: bool) -> dict[str, Any]:
 
 
 def _colour_axis(chart: Chart, height: float, inner: float) -> dict[str, Any]:
-    """The colours, with their bar beside the first row of panels."""
+    """Return the colour axis, with its bar next to the first row of panels."""
     heatmap = next(panel for panel in chart.panels if panel.kind == 'heatmap')
     low, high = chart.limits
     return {

@@ -191,7 +191,7 @@ def plot_curves(
 
     Args:
         histories: Name of a run -> a record per epoch, as `summary.json` holds under `history`.
-        metric: Key in a record's `metrics`; without it the loss alone is drawn.
+        metric: Key in a record's `metrics`; without it only the loss is drawn.
     """
     from matplotlib.figure import Figure
     from matplotlib.ticker import MaxNLocator
@@ -294,7 +294,7 @@ def write_animation(
     figure = plot_coefficients(first, title=f'epoch {max(epochs)}', limit=limit)
     FigureCanvasAgg(figure)
     figure.draw_without_rendering()
-    figure.set_layout_engine('none')  # frames that stand still, and take a third of the time
+    figure.set_layout_engine('none')  # a fixed layout: drawing takes a third of the time
     images = [ax.images[0] for ax in figure.axes if ax.images]
     writer = PillowWriter(fps=fps)
     with writer.saving(figure, str(path), dpi=100):

@@ -124,7 +124,7 @@ def shared_atoms(
             '(`*_banks.<dictionary>.atoms`). If it has another name, give the model, not a state dict'
         )
     atoms = {
-        # the atoms of groups stand in the order in which `coefficients` places them
+        # the atoms of groups are in the order in which `coefficients` places them
         key: torch.cat([banks[each].float().cpu() for each in sorted(banks) if each[0] == key])
         for key in dict.fromkeys(dictionary_of.values())
     }

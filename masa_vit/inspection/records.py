@@ -106,7 +106,7 @@ def read_record(path: str | Path) -> AtomRecord:
     """Read what `write_record` wrote.
 
     Raises:
-        FileNotFoundError: If there is no such file.
+        FileNotFoundError: If the file does not exist.
         ValueError: If it is truncated, no record, or of a version that this package does not know.
     """
     path = Path(path)
@@ -159,12 +159,12 @@ def read_history(work_dir: str | Path) -> list[AtomRecord]:
     Args:
         work_dir: The run's folder. Its records are read (`atoms/epoch_<n>.safetensors`); a run without
             records has its checkpoints, as far as they are kept: `epoch_<n>.pth`, else
-            `iter_<n>.pth`, counted in iterations then. The folder of the records alone does, too.
+            `iter_<n>.pth`, counted in iterations then. The folder of the records also works.
             Records are of the weights that train, checkpoints of a run with `EMAHook` hold their
             average.
 
     Raises:
-        FileNotFoundError: If there is no such folder, or none of these in it.
+        FileNotFoundError: If the folder does not exist, or has none of these files.
         ValueError: If the run shares nothing, if a file is broken, or if the files are of several runs.
     """
     folder = Path(work_dir)

@@ -29,7 +29,7 @@ class Comparison(NamedTuple):
 class History(NamedTuple):
     """Quantities over the epochs of a run: projection -> name -> array (epochs, ...).
 
-    Under the names of `QUANTITIES`, of one projection each, and of atoms alone: without residuals.
+    Under the names of `QUANTITIES`, each of one projection, from the atoms only, without residuals.
     """
 
     run: str

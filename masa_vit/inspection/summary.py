@@ -182,7 +182,7 @@ class Summary:
 
 
 def summarize(weights: ProjectionWeights) -> Summary:
-    """Compute all quantities that need weights alone.
+    """Compute all quantities that need only weights.
 
     Args:
         weights: Of `projection_weights`; quantities of atoms are left out for dense projections.

@@ -101,7 +101,7 @@ class SharedBlocks(nn.Module):
                     del banks[key]
 
     def fuse(self) -> nn.Sequential:
-        """Replace all shared layers of the blocks by dense ones; return the blocks alone.
+        """Replace all shared layers of the blocks by dense ones; return the blocks without banks.
 
         timm's `reparameterize_model` calls this.
         """
@@ -141,7 +141,7 @@ def bake_coefficients(module: nn.Module) -> None:
     for child in module.modules():
         if isinstance(child, MlpCoefficients) and id(child.generator) not in owned:
             raise ValueError(
-                f'the coefficient MLP lies outside of this {type(module).__name__}: bake the whole model'
+                f'the coefficient MLP is outside of this {type(module).__name__}: bake the whole model'
             )
     for parent, name, child in _children(module):
         if isinstance(child, MlpCoefficients):

@@ -118,10 +118,10 @@ def check_dictionaries(
     num_layers: int,
     known: Sequence[str],
 ) -> dict[str, Dictionary]:
-    """Complete the dictionaries of a stack, and check that each layer draws on one of each kind.
+    """Complete the dictionaries of a stack, and check that each layer has one of each kind.
 
     Args:
-        dictionaries: Name -> `Dictionary`, or the projections alone: then all layers draw on it.
+        dictionaries: Name -> `Dictionary`, or only its projections: then it serves all layers.
         num_atoms: S of dictionaries without `num_atoms`.
         num_layers: L.
         known: The projections that there are.

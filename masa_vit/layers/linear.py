@@ -61,7 +61,7 @@ class SharedLinear(nn.Module):
     of a projection is
 
     - composed from a bank, plus ``U V`` if it has a residual of rank k;
-    - ``U V`` alone, if it has a rank and no bank;
+    - ``U V``, if it has a rank and no bank;
     - dense otherwise (`dense_<name>`, (rows, in)).
 
     The bias, the dense weights, U and V belong to the layer, the banks to `SharedBlocks`, the
@@ -88,7 +88,7 @@ class SharedLinear(nn.Module):
             banks: Name of a bank -> `AtomBank`.
             bank_of: Projection -> name of its bank, for the projections that share.
             owner: The module that holds the coefficients as `owner.coef`.
-            ranks: Projection -> rank k >= 1 of ``U V``. Beside a bank it starts at zero, alone as the
+            ranks: Projection -> rank k >= 1 of ``U V``. With a bank it starts at zero, without as the
                 best approximation of the dense weight (spectral initialization, Khodak et al., ICLR
                 2021, https://arxiv.org/abs/2105.01029).
             repeats: Projection -> heads of its weight that several heads of the output use.
@@ -145,7 +145,7 @@ class SharedLinear(nn.Module):
 
     @property
     def banks(self) -> dict[str, AtomBank]:
-        """Projection -> the bank that it draws on."""
+        """Projection -> its bank."""
         return {
             name: cast(AtomBank, self._references[0][key]) for name, key in self.bank_of.items()
         }

@@ -19,7 +19,7 @@ def create_timm_model(name: str, model_args: Mapping[str, Any], **fixed: Any) ->
     """Create a timm model, with errors that name the field of the config.
 
     Args:
-        name: A name that timm knows, ours or any other ('hf-hub:' and 'local-dir:' too).
+        name: Any timm model name, ours or others ('hf-hub:' and 'local-dir:' too).
         model_args: Arguments of `timm.create_model` that the config chose.
         fixed: Arguments that the caller sets; `model_args` may not hold them.
 

@@ -251,7 +251,7 @@ def _check_tokens(model: Any, state_dict: Mapping[str, Any], source: str) -> Non
 
 
 def _embeds_patches_alone(length: int, tokens: int, model: Any) -> bool | None:
-    """Return whether `length` embeddings cover the patches alone; None if both readings fit a grid."""
+    """Return whether `length` embeddings cover only the patches; None if both readings fit a grid."""
     grid = model.patch_embed.num_patches
     alone = length == grid or math.isqrt(length) ** 2 == length
     together = length - tokens == grid or math.isqrt(length - tokens) ** 2 == length - tokens

@@ -55,7 +55,7 @@ def load_source(
     """Load the model that a command line names.
 
     Args:
-        source: A folder in timm's Hub layout, a name that timm knows, or the config of a training run.
+        source: A folder in timm's Hub layout, a timm model name, or the config of a training run.
         checkpoint: Weights for a name or a config; without, the weights of a name are random.
         pretrained: Load timm's pretrained weights of a name.
         model_args: Arguments of `timm.create_model` for a name.

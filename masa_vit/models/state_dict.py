@@ -170,7 +170,7 @@ class StackState:
 def read_stack(state_dict: Mapping[str, torch.Tensor]) -> StackState:
     """Sort the tensors of a state dict by their role; other tensors are ignored.
 
-    Beside a stack that shares, dense ones (a teacher) are ignored. Several dense stacks alone are only
+    If one stack shares, dense ones (a teacher) are ignored. Several dense stacks alone are only
     named, in `dense_stacks`.
 
     Raises:

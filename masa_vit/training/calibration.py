@@ -20,8 +20,8 @@ from masa_vit.utils.images import choose
 def config_data(args: argparse.Namespace, model: nn.Module) -> Data:
     """Take calibration images from the training set of a config, and its validation set.
 
-    Of either as many as asked for. Training images go through the pipeline of the validation set:
-    nothing is augmented.
+    Their numbers are `num_images` and `num_val`. Training images go through the pipeline of the
+    validation set: nothing is augmented.
 
     Args:
         args: Of `masa-vit compress`: the config is `source`.

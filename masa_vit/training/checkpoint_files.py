@@ -90,7 +90,7 @@ def read_checkpoint(path: str | Path) -> dict[str, Any]:
 
 
 def class_names(path: str | Path, num_classes: int) -> list[str] | None:
-    """Return the class names in a checkpoint that training wrote; None unless it has so many."""
+    """Return the class names in a checkpoint that training wrote; None if their number differs."""
     match read_weight_file(path):
         case {'meta': {'dataset_meta': {'classes': [*classes]}}} if len(
             classes

@@ -33,7 +33,7 @@ class ImageClassifier(BaseModel):
     A configuration of a MASA model and one of its dense baseline differ in ``model_name`` only.
 
     Args:
-        model_name: a name that timm knows, ours or any other; 'local-dir:FOLDER' for the model whose
+        model_name: any timm model name, ours or others; 'local-dir:FOLDER' for the model whose
             folder `masa-vit compress` (or `timm.models.save_for_hf`) wrote.
         num_classes: size of the head.
         model_args: further arguments of ``timm.create_model``: ``img_size``, ``embed_dim``,
@@ -160,12 +160,12 @@ def create_model(name: str, num_classes: int, args: dict[str, Any]) -> Any:
         ValueError: for an unknown name, or an argument that does not belong there.
     """
     if 'num_classes' in args:
-        raise ValueError('num_classes belongs beside model_args, not into it')
+        raise ValueError('model_args has num_classes: set num_classes beside model_args')
     folder = name.removeprefix(LOCAL_DIR)
     if folder != name and not (Path(folder) / 'config.json').is_file():
         raise FileNotFoundError(
             f'model_name {name!r}: no config.json in the folder {Path(folder).absolute()}. '
-            '`masa-vit compress` writes a compressed model there; one that lies elsewhere is named '
+            '`masa-vit compress` writes a compressed model there; another folder is given '
             'by --cfg-options model.model_name=local-dir:FOLDER model.init_from=FOLDER'
         )
     return create_timm_model(name, args, num_classes=num_classes)

@@ -60,7 +60,7 @@ def compare(
             f'compare: the configs {[*map(_file, configs)]} have file names in common; rename one, for '
             'its folder and its row.'
         )
-    for folder, config in folders.items():  # before hours are spent
+    for folder, config in folders.items():  # before the first training
         cfg = load_config(config, train_options.get('cfg_options'))
         if not resume:
             check_work_dir_free(folder)

@@ -132,7 +132,7 @@ class DistilledClassifier(ImageClassifier):
 
 
 class _Teacher:
-    """A frozen model beside the student: no module of it, and one for all copies of it."""
+    """A frozen model that is not a submodule of the student; copies of the student share it."""
 
     def __init__(self, cfg: Mapping[str, Any], num_classes: int):
         if unknown := set(cfg) - set(_TEACHER_KEYS):

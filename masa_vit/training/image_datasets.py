@@ -174,7 +174,7 @@ class ImageFolder(ImageDataset):
             one, and workers that are not persistent have a new one every epoch.
         cache: keep decoded images in memory, those of a worker in that worker. For small images
             (CIFAR: 150 MB a worker), whose decoding costs more than all the rest of loading.
-        images_per_class: use only the first so many images of each class, in the order of their paths.
+        images_per_class: number of images of each class, the first in the order of their paths.
         hint: where to get the data; part of the message when the folder is missing.
     """
 
@@ -236,7 +236,7 @@ class ImageFolder(ImageDataset):
             others += foreign
         if others:
             print_log(
-                f'{len(others)} files in the class folders of {self.root.absolute()} are no images '
+                f'{len(others)} files in the class folders of {self.root.absolute()} are not images '
                 f'({", ".join(SUFFIXES)}) and left out: {", ".join(path.name for path in others[:5])}'
                 f'{", ..." * (len(others) > 5)}',
                 'current',

@@ -77,7 +77,7 @@ class Predictor:
 
         Args:
             images: paths.
-            topk: how many classes to name, the likeliest first; at most all are named.
+            topk: number of classes, the most probable first.
             batch_size: images a forward pass.
             on_error: `'raise'` or `'skip'` an image that cannot be read; the latter's entry
                 has `error` in place of `predictions`.

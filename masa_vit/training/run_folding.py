@@ -135,7 +135,7 @@ def _resolve_folder(node: Any) -> None:
         node['model_name'] = saved['architecture']
         # as in timm, the config overrides the folder
         node['model_args'] = {**saved.get('model_args', {}), **(node.get('model_args') or {})}
-        node['model_args'].pop('num_classes', None)  # stands beside, or is the task's
+        node['model_args'].pop('num_classes', None)  # is set beside model_args, or by the task
 
 
 def _load(model: nn.Module, state_dict: dict[str, Any], source: str) -> None:

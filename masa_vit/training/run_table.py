@@ -231,7 +231,7 @@ def _start(run: Run, jobs: int) -> subprocess.Popen[bytes]:
             stdout=output,
             stderr=subprocess.STDOUT,
             env={'OMP_NUM_THREADS': str(threads), **os.environ},
-            start_new_session=True,  # Ctrl-C reaches this process alone, which passes it on
+            start_new_session=True,  # Ctrl-C reaches only this process, which forwards it
         )
 
 

@@ -61,7 +61,7 @@ class Runner(_Runner):
     - SIGTERM and SIGINT end a training after its step, saved (`StopHook`);
     - a loss or gradient that is not finite ends it before the weights change (`FiniteHook`);
     - environment, config and hooks go to the log file only, not to the console;
-    - a resumed or tested checkpoint must fit the model exactly (`load_from` alone may fit partly).
+    - a resumed or tested checkpoint must fit the model exactly (only `load_from` may match partly).
     """
 
     strict = False  # set by `test`: the checkpoint must fit
@@ -190,7 +190,7 @@ class Runner(_Runner):
     ) -> dict[str, Any]:
         """Load a checkpoint onto the CPU; strict when resuming or testing.
 
-        Loading copies to the parameters' device anyhow. On a GPU the step counters of AdamW would
+        Loading copies to the parameters' device in any case. On a GPU the step counters of AdamW would
         stay there and cost a synchronisation each, and MPS has no float64.
 
         Raises:

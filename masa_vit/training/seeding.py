@@ -120,7 +120,7 @@ class NumberedBatches(Sampler):
         return len(self.batches)
 
     def indices_of(self, number: int) -> Sequence[int]:
-        """The indices of a batch that was drawn lately."""
+        """Return the indices of a recent batch; empty if it is not known."""
         return next((indices for n, indices in self.recent if n == number), ())
 
 
@@ -182,7 +182,7 @@ class SeedHook(Hook):
 
 
 def init_worker(worker_id: int, **kwargs: Any) -> None:
-    """Start a loader worker as mmengine does, and let the main process alone end it.
+    """Start a loader worker as mmengine does; only the main process may end it.
 
     Ctrl-C and cluster schedulers signal all processes of a group. The main process then finishes its
     step and saves, for which it needs the batches of its workers.

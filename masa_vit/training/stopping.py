@@ -39,10 +39,9 @@ def exit_code_when_stopped(run: Callable[[argparse.Namespace], int]) -> Callable
 
 
 class StopRequest:
-    """The signal that asks a training to stop, once there is one.
+    """Record the first SIGTERM or SIGINT as `signal`.
 
-    The first signal is remembered; the handlers then are as before, so that a second one ends the
-    process at once.
+    The handlers are then restored, so that a second signal ends the process at once.
     """
 
     def __init__(self) -> None:

@@ -99,7 +99,7 @@ def check_work_dir_free(work_dir: str | Path) -> None:
     The files of a run that ended before its first checkpoint do not count.
 
     Raises:
-        ValueError: names the files found and the ways out.
+        ValueError: the work dir holds another run.
     """
     work_dir = Path(work_dir)
     if work_dir.exists() and not work_dir.is_dir():

@@ -12,7 +12,7 @@ PACKAGE = 'masa_vit'
 
 
 def config_root() -> Path:
-    """The folder of the shipped configs: in a wheel, or beside the package in a checkout."""
+    """Return the folder of the shipped configs: in a wheel, or next to the package in a checkout."""
     package = Path(__file__).resolve().parents[1]
     for folder in (package / '.mim' / 'configs', package.parent / 'configs'):
         if folder.is_dir():

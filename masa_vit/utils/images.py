@@ -71,7 +71,7 @@ def read_image(path: str | Path, data: bytes | None = None) -> np.ndarray:
 
 
 def read_size(path: str | Path) -> tuple[int, int]:
-    """Read the width and height of the array that `read_image` gives, from the header alone.
+    """Read the width and height of the array that `read_image` gives, from the header only.
 
     Raises:
         UnreadableImageError: As `read_image`, as far as the header shows.

@@ -97,14 +97,14 @@ def staged(folder: str | Path, names: Sequence[str], force: bool = False) -> Ite
     Args:
         folder: Where the files are to be; made if it does not exist.
         names: Of the files.
-        force: Replace files of these names; others are left alone in any case.
+        force: Replace files of these names; others are never changed.
 
     Raises:
         OSError: As `check_free`, or if `folder` cannot be written.
     """
     folder = Path(folder)
     check_free(folder, names, force)
-    # beside where the files go, so that moving them cannot fail halfway
+    # on the same file system, so that moving them cannot fail halfway
     stage = Path(_make_stage(_existing(folder)))
     try:
         yield stage

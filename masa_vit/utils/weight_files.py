@@ -31,7 +31,7 @@ _WEIGHTS = ('state_dict_ema', 'model_ema', 'state_dict', 'model')
 
 _MAX_DEPTH = 100
 _ITEMS = 1000  # more than bytes, that small files hold their few items
-_TIMES_SHARED = 16  # tensors of a checkpoint may share storage: at most so many times its size
+_TIMES_SHARED = 16  # tensors of a checkpoint may share storage: at most this multiple of its size
 
 
 def read_weight_file(path: str | Path) -> dict[str, Any]:
@@ -124,7 +124,7 @@ def _read(path: Path) -> dict[str, Any]:
         if re.search('GLOBAL|Unsupported (global|class)', str(error)):
             raise RefusedError(
                 'it contains objects other than tensors, containers, numbers and strings, which may run '
-                f'any code ({_first_line(error)}). If you trust the file, write its weights alone: '
+                f'any code ({_first_line(error)}). If you trust the file, write only its weights: '
                 "torch.save(torch.load(path, weights_only=False)['state_dict'], 'weights.pth')"
             ) from None
         raise

@@ -123,8 +123,8 @@ BAD_MASKS = [
     (dict(segmentation=[['1', 2, 9, 2, 9, 9]]), 'something else than finite numbers'),
     (dict(segmentation=dict(size=[80, 64], counts=[0, 5120])), r'size is not \[height, width\]'),
     (dict(segmentation=dict(size=[64, 80], counts=[0, 50])), 'do not add up'),
-    (dict(segmentation=dict(size=[64, 80], counts=[-5, 5125])), 'no numbers of pixels'),
-    (dict(segmentation=dict(size=[64, 80])), 'no numbers of pixels'),
+    (dict(segmentation=dict(size=[64, 80], counts=[-5, 5125])), 'not numbers of pixels'),
+    (dict(segmentation=dict(size=[64, 80])), 'not numbers of pixels'),
 ]
 
 

@@ -166,7 +166,7 @@ def test_accuracy_is_of_the_images_with_classes(small):
 def test_refusals(small, images):
     with pytest.raises(ValueError, match='nothing is shared in this VisionTransformer'):
         ablate_atoms(small('vit_tiny_patch16_224'), [images])
-    with pytest.raises(TypeError, match='Sequential is no MasaVisionTransformer: give the one'):
+    with pytest.raises(TypeError, match='Sequential is not a MasaVisionTransformer: pass'):
         ablate_atoms(nn.Sequential(small()), [images])
     with pytest.raises(ValueError, match='num_classes=0'):
         ablate_atoms(small(num_classes=0), [images])

@@ -187,7 +187,7 @@ def test_missing_initial_weights(tiny: Tiny) -> None:
         (dict(model_name='vit_tiny_mesa_s4'), 'unknown model_name.*vit_tiny_masa_s4'),
         (dict(model_args=dict(embed_dims=3)), "takes no 'embed_dims'.*embed_dim"),
         (dict(model_args=dict(num_heads=5)), 'vit_tiny_masa_s2.*num_heads.*'),
-        (dict(model_args=dict(num_classes=5)), 'num_classes belongs beside'),
+        (dict(model_args=dict(num_classes=5)), 'model_args has num_classes'),
         (dict(model_args=dict(pretrained=True)), 'init_from'),
         (dict(num_classes=0), 'num_classes expects a positive integer, got 0'),
         (dict(label_smoothing=1.0), 'label_smoothing expects'),

@@ -25,12 +25,12 @@ _EXT = 'mmcv._ext'
 
 
 def install() -> bool:
-    """Put the stand-in for ``mmcv._ext`` in place, unless mmcv has compiled operators.
+    """Install the substitute for ``mmcv._ext``, unless mmcv has compiled operators.
 
     Calling it again changes nothing.
 
     Returns:
-        Whether the stand-in is in place.
+        Whether the substitute is installed.
 
     Raises:
         ImportError: mmcv has compiled operators and they cannot be loaded.

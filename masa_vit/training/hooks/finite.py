@@ -31,7 +31,7 @@ class FiniteHook(Hook):
     Args:
         on_nonfinite: `'stop'` ends the training with the step, the learning rate, the parameters and the
             files of the batch; `'skip'` warns, counts `skipped_steps` in the message hub, and continues.
-        max_in_a_row: stop after so many skipped steps without one that was applied.
+        max_in_a_row: stop after this number of consecutive skipped steps.
 
     Raises:
         NonFiniteError: from the training.

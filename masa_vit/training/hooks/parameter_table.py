@@ -16,7 +16,7 @@ def count_parameters(model: nn.Module) -> dict[str, int]:
     """Parameters of a model: attention and all, as they are and as they would be dense.
 
     Returns:
-        The integers of `masa_vit.inspection.ParameterCounts`, or `total` alone for a model that it
+        The integers of `masa_vit.inspection.ParameterCounts`, or only `total` for a model that it
         does not understand.
     """
     from masa_vit import inspection

@@ -25,7 +25,7 @@ from masa_vit.utils.weight_files import find_not_finite
 class SafeCheckpointHook(CheckpointHook):
     """mmengine's CheckpointHook with atomic files and exact resume.
 
-    - Files are written beside their place and moved there; an old checkpoint is removed only
+    - Files are written under a temporary name and renamed; an old checkpoint is removed only
       when the new one is complete. Weights that are not finite are not saved.
     - `torch.load(path, weights_only=True)` reads them: the message hub is stored as plain data.
     - A run stopped between the checkpoint of an epoch and its validation validates on resuming.
@@ -50,7 +50,7 @@ class SafeCheckpointHook(CheckpointHook):
         self._batch = 0
 
     def before_train(self, runner: Any) -> None:
-        """Take up the state of a resumed run."""
+        """Restore the state of a resumed run."""
         super().before_train(runner)
         self.file_backend = get_file_backend(self.out_dir, backend_args=self.backend_args)
         self._adopt_best()
@@ -189,7 +189,7 @@ class SafeCheckpointHook(CheckpointHook):
         with self.file_backend.deferring() as removals:
             super()._save_best_checkpoint(runner, metrics)
             # a validation repeated after a resume may have written the same name again
-            # and a run resumed from another folder leaves that folder's files alone
+            # and a run resumed from another folder does not change the files there
             removals[:] = [
                 path
                 for path in removals
