@@ -1,14 +1,28 @@
-# Step 2 of docs/evidence.md: the learning rate of the arms to be confirmed.
+# Step 2 of docs/evidence.md: the learning rates of the arms with six seeds.
 base = 'masa_vit::studies/cifar10_proxy.py'
-seeds = [200, 201]
+seeds = [200]
 reference = 'dense-1e-3'
 metrics = ['accuracy/nll', 'accuracy/top1']
 bounds = {'accuracy/nll': 0.025, 'accuracy/top1': 1.0}
+_dense = dict(model_name='vit_tiny_patch16_224')
+_models = {
+    'dense': _dense,
+    'masa-qkvo': dict(),
+    'dense-narrow': dict(**_dense, model_args=dict(embed_dim=48)),  # as in the pilot
+    'masa-qkv': dict(model_args=dict(scheme='masa-qkv')),
+    'sequential': dict(model_args=dict(scheme='sequential')),
+    'repeat': dict(model_args=dict(scheme='repeat')),
+    'low-rank': dict(model_args=dict(scheme='low-rank', residual_rank=11)),  # as in the pilot
+    'tied-qkv': dict(model_args=dict(scheme='tied-qkv')),
+}
+_confirmed = ('dense', 'masa-qkvo')
 rows = {
-    f'{name}-{rate}': dict(model=model, optim_wrapper=dict(optimizer=dict(lr=float(rate))))
-    for name, model in (
-        ('dense', dict(model_name='vit_tiny_patch16_224')),
-        ('masa-qkvo', dict()),
+    f'{name}-{rate}': dict(
+        model=model,
+        optim_wrapper=dict(optimizer=dict(lr=float(rate))),
+        seeds=[200, 201] if name in _confirmed else [200],
     )
-    for rate in ('5e-4', '1e-3', '2e-3', '4e-3')
+    for name, model in _models.items()
+    for rate in ('5e-4', '1e-3', '2e-3', '4e-3', '8e-3')
+    if name in _confirmed or rate != '5e-4'
 }

@@ -10,7 +10,7 @@ from masa_vit.cli.config_arguments import add_training
 from masa_vit.training.comparison import compare
 from masa_vit.training.config_variants import load_variant
 from masa_vit.training.configs import load_config
-from masa_vit.training.run_table import is_table, load_table, train_runs
+from masa_vit.training.run_table import is_table, load_table, select, train_runs
 from masa_vit.training.stopping import exit_code_when_stopped
 from masa_vit.training.table_costs import measure_costs
 from masa_vit.training.table_report import FILES, markdown, write_report
@@ -37,6 +37,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument(
         '--jobs', type=positive_int, default=1, help='runs of a table at a time (default: 1)'
+    )
+    parser.add_argument('--rows', nargs='+', metavar='ROW', help='train only these rows of a table')
+    parser.add_argument(
+        '--seeds', nargs='+', type=int, metavar='SEED', help='train only these seeds of a table'
     )
     parser.add_argument(
         '--no-costs',
@@ -84,7 +88,7 @@ def _run_table(args: argparse.Namespace) -> int:
     runs = table.runs(folder)
     for row in table.rows:
         print(f'{row.name}: {row.parameters.total:,} parameters. {row.match}'.rstrip())
-    failed = train_runs(runs, args.jobs)
+    failed = train_runs(select(runs, args.rows, args.seeds), args.jobs)
     costs = {} if failed or args.no_costs else measure_costs(table, folder)
     records = write_report(table, runs, folder, costs)
     print(markdown(table, records))

@@ -162,6 +162,27 @@ def create_on_meta(config: Config) -> Any:
         return create_model(model['model_name'], model['num_classes'], args)
 
 
+def select(
+    runs: Sequence[Run], rows: Sequence[str] | None, seeds: Sequence[int] | None
+) -> list[Run]:
+    """Return the runs of some rows and seeds; None: of all.
+
+    Raises:
+        ValueError: If no run has a given row or seed.
+    """
+    for name, wanted, known in (
+        ('rows', rows, [*dict.fromkeys(run.row.name for run in runs)]),
+        ('seeds', seeds, sorted({run.seed for run in runs})),
+    ):
+        if unknown := [value for value in wanted or () if value not in known]:
+            raise ValueError(f'--{name}: the table has no {unknown}, its {name} are {known}')
+    return [
+        run
+        for run in runs
+        if (rows is None or run.row.name in rows) and (seeds is None or run.seed in seeds)
+    ]
+
+
 def train_runs(runs: Sequence[Run], jobs: int = 1) -> dict[Run, str]:
     """Train the unfinished runs, `jobs` processes at a time; finished runs are not changed.
 

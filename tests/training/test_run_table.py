@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 
 from masa_vit.cli import main
-from masa_vit.training.run_table import OUTPUT, load_table
+from masa_vit.training.run_table import OUTPUT, load_table, select
 
 TABLE = """
 base = 'masa_vit::cls/vit_tiny_masa_s4_digits.py'
@@ -64,6 +64,15 @@ def test_rows_and_matched_budgets(write, tmp_path):
     assert rows['low-rank'].match == 'residual_rank=8: -0.2% of masa (attention parameters)'
     runs = [(run.row.name, run.seed) for run in table.runs(tmp_path)]
     assert runs == [('dense', 0), ('masa', 0), ('low-rank', 0), ('dense', 1), ('masa', 1)]
+
+
+def test_selected_runs(write, tmp_path, capsys):
+    runs = load_table(write()).runs(tmp_path)
+    found = [(run.row.name, run.seed) for run in select(runs, ['masa', 'low-rank'], [0])]
+    assert found == [('masa', 0), ('low-rank', 0)]
+    assert select(runs, None, None) == runs
+    assert main(['compare', str(write()), '--seeds', '7']) == 1
+    assert 'the table has no [7], its seeds are [0, 1]' in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(
