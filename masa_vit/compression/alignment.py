@@ -132,15 +132,16 @@ def align(
         max_iters: Maximum number of sweeps over the layers.
         tol: The search stops when a sweep raises the share by less.
     """
-    rows = split_heads(weights, can.num_heads)
+    rows = split_heads(weights, can.num_heads)  # (L, H, hd, in) each; o is transposed
     depth, num_heads, head_dim, _ = rows['q'].shape
     free = ('qk' if can.rotate_qk else '') + ('vo' if can.rotate_vo else '')
     total = sum(float(rows[name].square().sum()) for name in projections) or 1.0
     heads = torch.arange(num_heads).repeat(depth, 1)
     eye = torch.eye(head_dim, dtype=torch.float64)
-    maps = {pair: eye.repeat(depth, num_heads, 1, 1) for pair in _PAIRS}
+    maps = {pair: eye.repeat(depth, num_heads, 1, 1) for pair in _PAIRS}  # (L, H, hd, hd)
     histories = []
     for layers, number in zip(groups, num_atoms, strict=True):
+        # a short trial of both starts; only the better one is continued
         starts = [_Search(rows, layers, number, projections, free) for _ in range(2)]
         starts[1].start_from(len(layers) // 2)
         for start in starts:
@@ -151,6 +152,7 @@ def align(
         heads[layers] = best.heads
         for pair in _PAIRS:
             maps[pair][layers] = best.maps[pair]
+    # a search that ended early keeps its last value
     energy = [
         sum(run[min(step, len(run) - 1)] for run in histories) / total
         for step in range(max(map(len, histories)))
@@ -260,7 +262,7 @@ class _Search:
         target = {}
         for name in self.counted:
             kept = torch.linalg.eigh(self.grams[name])[1][:, -self.num_atoms :]  # (n, S)
-            weight = kept @ kept[layer]
+            weight = kept @ kept[layer]  # row `layer` of the projector onto the atoms, (n,)
             weight[layer] = 0
             target[name] = (weight @ self._flat(name)).view_as(self.rows[name][layer])
         return target
@@ -275,10 +277,12 @@ class _Search:
         for pair in _PAIRS:
             names = [name for name in pair if name in target]
             if pair in self.free and names:
+                # both projections of a pair turn together: Q_h^T K_h and O_h V_h do not change
                 inner = torch.stack([target[name] @ self.rows[name][layer].mT for name in names])
                 left, _, right = torch.linalg.svd(inner.sum(0))  # Procrustes
                 for values in (*(self.rows[name] for name in pair), self.maps[pair]):
                     values[layer] = left @ right @ values[layer]
+        # only the products with this layer have changed
         for name, gram in self.grams.items():
             gram[layer] = gram[:, layer] = self._flat(name) @ self._flat(name)[layer]
         return moved
@@ -290,7 +294,7 @@ class _Search:
         except ImportError:
             raise ImportError('aligning needs scipy: pip install "masa-vit[train]"') from None
         num_heads, head_dim = self.rows['q'].shape[1:3]
-        gains = torch.zeros(num_heads, num_heads, dtype=torch.float64)
+        gains = torch.zeros(num_heads, num_heads, dtype=torch.float64)  # (place, old head)
         for pair in _PAIRS:
             names = [name for name in pair if name in target]
             pairs = [(target[name], self.rows[name][layer]) for name in names]

@@ -108,7 +108,8 @@ def allocate(
     """
     exact = exact or {}
     depth = len(next(iter(weights.values())))
-    sizes = {name: sum(weight.shape[1:]) for name, weight in weights.items()}
+    sizes = {name: sum(weight.shape[1:]) for name, weight in weights.items()}  # of one rank
+    # beyond this rank two factors have more parameters than the dense weight
     most = {name: weight[0].numel() // sizes[name] for name, weight in weights.items()}
     takers = [
         (n, layer) for n in weights for layer in range(depth) if layer not in exact.get(n, ())
@@ -129,6 +130,7 @@ def allocate(
         for gain in energies[name][layer, : most[name]].tolist()
     )
     left = ranks.numbers
+    # singular values fall, so that the ranks of a weight come in their order
     for gain, name, layer in gains:
         if sizes[name] > left or gain > _ROUNDING * gains[0][0]:
             break

@@ -67,13 +67,14 @@ def fit_atoms(
     if metric is None or not weighted:
         return start
     atoms, coef = start
-    moments = Metric(*(None if f is None else f @ f.mT for f in metric))
-    target = _weigh(weights, moments)
+    moments = Metric(*(None if f is None else f @ f.mT for f in metric))  # G_l = Q Q^T, H_l = P P^T
+    target = _weigh(weights, moments)  # G_l W_l H_l, (L, out, in)
     precondition = _preconditioner(moments)
     for _ in range(rounds):
         coef = _solve_coef(atoms, target, moments)
         atoms = _improve_atoms(atoms, coef, target, moments, precondition)
-        norms = atoms.flatten(1).norm(dim=1).clamp(min=1e-30)
+        # the cost fixes c D, not the scale of each: unit atoms keep both factors well conditioned
+        norms = atoms.flatten(1).norm(dim=1).clamp(min=1e-30)  # (S,)
         atoms, coef = atoms / norms.view(-1, 1, 1), coef * norms
     return atoms, _solve_coef(atoms, target, moments)
 
@@ -99,10 +100,12 @@ def _weigh(weights: torch.Tensor, moments: Metric) -> torch.Tensor:
 
 
 def _solve_coef(atoms: torch.Tensor, target: torch.Tensor, moments: Metric) -> torch.Tensor:
+    """Solve ``sum_t <D_s, G_l D_t H_l> c_lt = <D_s, G_l W_l H_l>`` for each layer: C (L, S)."""
     rows = []
-    flat = atoms.flatten(1)
+    flat = atoms.flatten(1)  # (S, out * in)
     for layer, weight in enumerate(target):
-        gram = _weigh(atoms, moments.of([layer])).flatten(1) @ flat.T
+        gram = _weigh(atoms, moments.of([layer])).flatten(1) @ flat.T  # (S, S)
+        # atoms may be dependent, for example where a weight is zero
         gram.diagonal().add_(1e-12 * gram.diagonal().mean())
         rows.append(torch.linalg.lstsq(gram, (flat @ weight.flatten()).unsqueeze(1)).solution[:, 0])
     return torch.stack(rows)
@@ -115,7 +118,9 @@ def _preconditioner(moments: Metric) -> Metric:
         if moment is None:
             factors.append(None)
             continue
-        scale = moment.diagonal(dim1=1, dim2=2).mean(1).view(-1, 1, 1)
+        scale = (
+            moment.diagonal(dim1=1, dim2=2).mean(1).view(-1, 1, 1)
+        )  # mean variance of each layer
         factors.append(torch.linalg.cholesky((moment / scale).mean(0)))
     return Metric(*factors)
 
@@ -129,10 +134,10 @@ def _improve_atoms(
 ) -> torch.Tensor:
     """Conjugate gradients on ``sum_l c_ls G_l (sum_t c_lt D_t) H_l = sum_l c_ls G_l W_l H_l``."""
 
-    def mix(atoms: torch.Tensor) -> torch.Tensor:
+    def mix(atoms: torch.Tensor) -> torch.Tensor:  # (S, out, in) -> (L, out, in)
         return compose(coef, atoms)
 
-    def gather(weights: torch.Tensor) -> torch.Tensor:
+    def gather(weights: torch.Tensor) -> torch.Tensor:  # the adjoint of mix
         return (coef.T @ weights.flatten(1)).view_as(atoms)
 
     def solve(residue: torch.Tensor) -> torch.Tensor:
@@ -146,7 +151,7 @@ def _improve_atoms(
     residue = gather(target - _weigh(mix(atoms), moments))
     direction = solved = solve(residue)
     product = (residue * solved).sum()
-    stop = product * 1e-8
+    stop = product * 1e-8  # of the squared residue: 1e-4 of its norm
     for _ in range(_STEPS):
         if not product > stop:
             break
@@ -178,10 +183,12 @@ def low_rank(weights: torch.Tensor, metric: Metric | None, ranks: Sequence[int])
         if not rank:
             pairs.append(no_residual(weights[layer]))
             continue
+        # Eckart-Young in the whitened space: the truncation is optimal for the metric
         u, s, vh = torch.linalg.svd(one.whiten(weights[layer : layer + 1])[0], full_matrices=False)
         root = s[:rank].sqrt()
         up = Metric(one.left, None).whiten_back((u[:, :rank] * root).unsqueeze(0))[0]
         down = Metric(None, one.right).whiten_back((root.unsqueeze(1) * vh[:rank]).unsqueeze(0))[0]
+        # whitening back changes the norms: give both factors of a rank the same
         balance = (down.norm(dim=1) / up.norm(dim=0).clamp(min=1e-30)).sqrt()
         pairs.append((up * balance, down / balance.clamp(min=1e-30).unsqueeze(1)))
     return pairs

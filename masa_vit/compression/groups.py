@@ -78,6 +78,7 @@ def kl_groups(distributions: Tensor, num_groups: int) -> Groups:
         num_groups: G.
     """
     logs = distributions.clamp(min=1e-12).log()  # a large drift for a class without a chance
+    # (L - 1,): drift[l] is the divergence of layer l + 1 from layer l
     drift = (distributions[:-1] * (logs[:-1] - logs[1:])).sum(1)
     cuts = drift.argsort(descending=True, stable=True)[: num_groups - 1]
     return _runs([0, *sorted((cuts + 1).tolist())], len(distributions))
@@ -136,7 +137,7 @@ def optimal_groups(grams: Tensor, num_groups: int, num_atoms: int) -> Groups:
         num_atoms: S of every group and projection.
     """
     depth = grams.shape[-1]
-    losses = {}
+    losses = {}  # run [start, stop) -> energy that S atoms for each projection lose
     for start in range(depth):
         for stop in range(start + 1, depth + 1):
             values = torch.linalg.eigvalsh(grams[:, start:stop, start:stop])  # ascending
@@ -149,7 +150,7 @@ def optimal_groups(grams: Tensor, num_groups: int, num_atoms: int) -> Groups:
             for stop in range(start + 1, depth + 1):
                 way = (lost_so_far + losses[start, stop], [*starts, start])
                 longer[stop] = min(way, longer.get(stop, way))
-        best = longer
+        best = longer  # after g rounds: partitions into exactly g runs
     return _runs(best[depth][1], depth)
 
 

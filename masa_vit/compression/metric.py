@@ -1,4 +1,4 @@
-"""What an error of a weight costs: statistics of a model on calibration images.
+"""The cost of an error in a weight: statistics of a model on calibration images.
 
 The error of a compressed weight is ``||Q_l^T (W_l - What_l) P_l||^2`` with, for layer l,
 
@@ -23,7 +23,7 @@ from masa_vit.compression.source_weights import Weights, stack
 from masa_vit.models.sharing_args import LAYOUT
 
 WEIGHTINGS = ('none', 'input', 'fisher')
-"""What the error of a weight is weighed by: nothing, its inputs, or inputs and gradients."""
+"""The weighting of errors: none, by the inputs, or by inputs and gradients."""
 
 RIDGES = {'inputs': 0.01, 'gradients': 0.1}
 """Added to second moments, in units of their mean variance: directions that the calibration images do
@@ -184,7 +184,7 @@ def check_images(images: Any, model: Any) -> torch.Tensor:
 
 
 def _scalar(outputs: torch.Tensor, model: Any, generator: torch.Generator) -> torch.Tensor:
-    """Something whose gradients have the Fisher matrix as second moment."""
+    """Return a scalar whose gradients have the Fisher matrix as second moment."""
     if model.num_classes > 1 and outputs.ndim == 2:
         drawn = torch.multinomial(outputs.detach().softmax(1).cpu(), 1, generator=generator)
         return F.cross_entropy(outputs, drawn[:, 0].to(outputs.device), reduction='sum')
@@ -215,7 +215,8 @@ class _Collector:
         return hook
 
     def _add(self, what: str, path: str, layer: int, values: torch.Tensor) -> None:
-        rows = values.detach().flatten(0, -2).double()
+        rows = values.detach().flatten(0, -2).double()  # (tokens, features)
+        # the gradient of qkv stacks those of q, k and v; their input is one
         names = LAYOUT[path] if what == 'gradients' else [LAYOUT[path]]
         for name, part in zip(names, rows.chunk(len(names), dim=1), strict=True):
             key = (what, name, layer)

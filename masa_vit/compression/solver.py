@@ -120,6 +120,7 @@ def solve_budget(
         _logger.info(
             '%s atoms a dictionary: %.2f %% of the energy is lost', candidate, 100 * costs[-1]
         )
+        # the cost over S is nearly convex; one increase may be the rounding of ranks
         if len(costs) >= 3 and costs[-3] < costs[-2] < costs[-1]:
             break
     if not problems:
@@ -143,6 +144,7 @@ def _solve_atoms(
             if metrics is None:
                 pca = matrix_pca(of_group, number)
                 fit = Fit(*scale_for_training(pca.atoms, pca.coef), none)
+                # the energy of the discarded components: no error has to be computed
                 lost += float(pca.eigenvalues[number:].sum())
                 total += float(pca.eigenvalues.sum())
             else:
@@ -170,6 +172,7 @@ class _Problem:
         self.weights = {name: stack(rows) for name, rows in weights.items()}  # (L, out, in) each
         self.groups, self.numbers, self.given = groups, numbers, ranks
         self.metrics = {name: metrics.get(name, Metric()) for name in weights}
+        # with an atom for each layer of a group the fit is exact, and a residual would be wasted
         self.exact = {
             layer
             for s, layers in zip(numbers, groups, strict=True)
@@ -178,14 +181,15 @@ class _Problem:
         }
         self.energy = self._energy(self.weights)
         self.atoms: dict[str, list[tuple[torch.Tensor, torch.Tensor]]] = {}
+        # the two parts of the approximation, (L, out, in): from the atoms, and U V
         self.shared = {name: torch.zeros_like(weight) for name, weight in self.weights.items()}
         self.own = dict(self.shared)
-        self.pairs: dict[str, Pairs] = {}
+        self.pairs: dict[str, Pairs] = {}  # U and V of each layer
         self.sweeps = 0
 
     def start(self, sweeps: int) -> _Problem:
         """Run the first sweep; if more will follow, from the better of two starts."""
-        other = copy.copy(self)
+        other = copy.copy(self)  # shares weights and metrics, which no sweep changes
         other.atoms, other.shared = {}, dict(self.shared)
         self.sweep()
         if sweeps == 1:
@@ -201,7 +205,7 @@ class _Problem:
         fits = {
             name: [
                 Fit(
-                    *scale_for_training(atoms.clone(), coef),
+                    *scale_for_training(atoms.clone(), coef),  # it scales in place
                     [self.pairs[name][layer] for layer in layers],
                 )
                 for (atoms, coef), layers in zip(found, self.groups, strict=True)

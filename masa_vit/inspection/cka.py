@@ -81,7 +81,7 @@ def _cka(xs: Sequence[torch.Tensor], ys: Sequence[torch.Tensor] | None = None) -
         raise ValueError(
             f'representations have {sorted(numbers)} examples: expected as many of each, at least 4'
         )
-    x_units = torch.stack([_unit_gram(x) for x in xs])
+    x_units = torch.stack([_unit_gram(x) for x in xs])  # (layers, n^2)
     y_units = x_units if ys is None else torch.stack([_unit_gram(y) for y in ys])
     return x_units @ y_units.T
 

@@ -51,7 +51,7 @@ def atom_shares(coef: torch.Tensor, gram: torch.Tensor) -> torch.Tensor:
     """
     sizes = contributions(coef, gram)
     coef = coef.double()
-    parts = coef * (coef @ gram)
+    parts = coef * (coef @ gram)  # (L, S): <c_ls D_s, W_l>
     total = parts.sum(dim=1, keepdim=True)
     there = total > ROUNDING * sizes.sum(dim=1, keepdim=True).square()
     return torch.where(there, parts / total, 0.0)
@@ -126,6 +126,7 @@ def canonical_form(coef: torch.Tensor, gram: torch.Tensor) -> CanonicalForm:
     unit = torch.where(norms > 0, 1 / norms, 0.0)  # so that the scale of an atom cannot hide it
     coef, gram = coef.double() * norms, gram * unit.outer(unit)
     values, vectors = torch.linalg.eigh(gram)
+    # dependent atoms have eigenvalues of zero but for rounding: their directions are left out
     keep = values > values.max().clamp(min=0) * len(values) * torch.finfo(torch.float64).eps
     values, vectors = values[keep], vectors[:, keep]
     # orthonormal atoms: vectors.T D / sqrt(values); the weights on them: C vectors sqrt(values)

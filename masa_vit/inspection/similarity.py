@@ -31,8 +31,9 @@ def composed_similarity(coef: torch.Tensor, gram: torch.Tensor) -> torch.Tensor:
     without composing them. Residuals are left out. Invariant to mixing. Zeros for
     a layer without weight.
     """
-    products = coef.double() @ gram.double() @ coef.double().T
+    products = coef.double() @ gram.double() @ coef.double().T  # (L, L): <W_l, W_m>
     energies = products.diagonal()
+    # atoms that cancel leave rounding errors, whose direction means nothing
     rounding = ROUNDING * contributions(coef, gram).sum(dim=1).square()
     norms = torch.where(energies > rounding, energies, 0.0).sqrt()
     scale = norms.outer(norms)
@@ -67,6 +68,7 @@ def cluster_layers(similarity: torch.Tensor) -> torch.Tensor:
 
     if len(similarity) < 2:
         return torch.zeros(0, 4, dtype=torch.float64)
+    # scipy checks for exact symmetry and a zero diagonal
     distances = (1 - (similarity + similarity.T) / 2).clamp(min=0)
     distances.fill_diagonal_(0)
     return torch.from_numpy(linkage(squareform(distances.numpy(), checks=False), 'average'))
@@ -93,6 +95,7 @@ def principal_angles(atoms: torch.Tensor, others: torch.Tensor) -> torch.Tensor:
             f'atoms of shape {tuple(atoms.shape[1:])} and {tuple(others.shape[1:])} span subspaces of '
             'different spaces: only models of the same width can be compared so'
         )
+    # the singular values of the product of two orthonormal bases are the cosines
     cosines = torch.linalg.svdvals(_orthonormal(atoms) @ _orthonormal(others).T)
     return cosines.clamp(0, 1).arccos().rad2deg()
 

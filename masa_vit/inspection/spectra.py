@@ -63,5 +63,6 @@ def head_norms(weights: torch.Tensor, num_heads: int, output: bool = False) -> t
     if num_heads < 1 or size % num_heads:
         raise ValueError(f'num_heads={num_heads} does not divide the {size} features of the heads')
     dim = size // num_heads
+    # (L, H, hd, in), or (L, out, H, hd) of the output projection
     parts = weights.unflatten(2 if output else 1, (num_heads, dim)).double()
     return parts.square().sum(dim=(1, 3) if output else (2, 3)).sqrt()

@@ -39,6 +39,7 @@ def atoms_of(
     atoms = {}
     for name, bank in shared.banks.items():
         names, layers, num_atoms = dictionaries[shared.bank_of[name]]
+        # an atom for each pair of projection and layer, in this order, until S are filled
         number = names.index(name) * len(layers) + layers.index(index)
         if number < num_atoms:
             atoms[name] = bank.atoms[number]
@@ -53,6 +54,7 @@ def init_shared_linear(
     init_dense: Callable[..., None],
 ) -> None:
     """Initialize bias and own weights of a layer, and the atoms that its weight gives."""
+    # a dense layer of the same shape draws the values, by timm's own rules for its path
     like = next(iter([*shared.parameters(), *(bank.atoms for bank in shared.banks.values())]))
     dense = nn.Linear(
         shared.in_features,
@@ -65,6 +67,6 @@ def init_shared_linear(
     if shared.bias is not None:
         shared.bias.copy_(dense.bias)
     parts = shared.parts_of(dense.weight)
-    for name, atom in atoms.items():
+    for name, atom in atoms.items():  # (rows, in)
         atom.copy_(parts[name])
     shared.reset_own(dense.weight)
