@@ -127,12 +127,14 @@ def compress_with_record(
     if not isinstance(num_atoms, str):
         num_atoms = check_numbers(num_atoms, groups)
 
+    # alignment changes the weights, so it comes before their statistics
     alignment = None
     if options.align is not None:
         can = allowed(model)
         for reason in can.reasons:
             _logger.warning('%s', reason)
         _logger.info('aligning the heads of %d layers', depth)
+        # S is not known yet for 'auto': a third of the layers, as in the paper
         numbers = max(1, depth // 3) if isinstance(num_atoms, str) else num_atoms
         of_group = numbers_of_groups(groups, numbers)
         alignment = align(stacked_weights(model), can, of_group, groups, names)
@@ -207,7 +209,7 @@ def _solve(
     shapes = {name: (rows[0].shape[0], rows[0].shape[1]) for name, rows in weights.items()}
     check_ranks(given, list(weights), shapes, depth)
     own = residual_parameters(weights, given)
-    if numbers is not None:
+    if numbers is not None:  # residuals of a given rank; the rest of the budget is for atoms
         num_atoms = most_atoms(weights, groups, numbers - own)
     sizes = cast('int | list[int]', num_atoms)
     check_saves(weights, groups, sizes, given)

@@ -92,17 +92,20 @@ def load_weights(
     else:
         state_dict = read_state_dict(source)
     own = model.state_dict()
+    # names first: those of version 0.1, of wrappers, of pruned layers
     rename_old_keys(state_dict)
     state_dict = strip_prefix(state_dict, own, prefix)
     merge_pruned(state_dict, own)
     if not any(isinstance(module, SharedLinear) for module in model.modules()):
         _refuse_shared(state_dict, source, model)
+    # then the tensors that fine-tuning replaces
     report = LoadReport(source)
     _drop_classifier(model, state_dict, own, report)
     _drop_prefix_tokens(model, state_dict, report)
     for key in [key for key in state_dict if key.startswith(tuple(ignore))]:
         del state_dict[key]
         report.dropped.append(key)
+    # then sizes: patch and position embeddings are resampled
     before = {key: value.shape for key, value in state_dict.items()}
     if hasattr(model, 'patch_embed'):
         _check_tokens(model, state_dict, source)
@@ -216,6 +219,7 @@ def strip_prefix(
     candidates = {key[: -len(k)] for k in probe for key in state_dict if key.endswith(f'.{k}')} | {
         ''
     }
+    # sorted: of equal candidates always the same one
     best = max(sorted(candidates), key=lambda p: sum(p + key in state_dict for key in own))
     return {key.removeprefix(best): v for key, v in state_dict.items() if key.startswith(best)}
 
@@ -277,7 +281,7 @@ def _drop_prefix_tokens(model: Any, state_dict: dict[str, Any], report: LoadRepo
     if getattr(model, 'num_prefix_tokens', None) != 0:
         return
     dropped = [key for key in ('cls_token', 'reg_token') if key in state_dict]
-    count = sum(state_dict.pop(key).shape[1] for key in dropped)
+    count = sum(state_dict.pop(key).shape[1] for key in dropped)  # (1, n, C) each
     report.dropped.extend(dropped)
     if count and not model.no_embed_class and 'pos_embed' in state_dict:
-        state_dict['pos_embed'] = state_dict['pos_embed'][:, count:]
+        state_dict['pos_embed'] = state_dict['pos_embed'][:, count:]  # (1, n + N, C) -> (1, N, C)

@@ -191,7 +191,7 @@ def parse_dictionaries(
         numbers = _listed(
             of_key[key], len(parts or [0]), f'num_atoms of {key!r}', 'group of layers'
         )
-        if set(numbers) == {0}:  # low-rank factors alone
+        if set(numbers) == {0}:  # only low-rank factors
             continue
         for layers, number in zip(parts or [[*range(depth)]], numbers, strict=True):
             name = key if parts is None else bank_name(key, layers)
