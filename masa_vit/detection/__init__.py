@@ -30,6 +30,7 @@ from masa_vit.detection.coco_dataset import CheckedCocoDataset, CheckedCocoMetri
 from masa_vit.detection.image_loading import LoadImageFromFile  # noqa: E402
 from masa_vit.detection.precision import Float32HeadsHook  # noqa: E402
 from masa_vit.detection.simple_fpn import SimpleFPN  # noqa: E402
+from masa_vit.detection.stride_check import StrideCheckHook  # noqa: E402
 from masa_vit.detection.visualization import ValidationPicturesHook  # noqa: E402
 
 __all__ = [
@@ -40,6 +41,7 @@ __all__ = [
     'LoadImageFromFile',
     'MasaViT',
     'SimpleFPN',
+    'StrideCheckHook',
     'ValidationPicturesHook',
     'WindowedAttention',
 ]

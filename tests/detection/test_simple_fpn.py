@@ -21,6 +21,12 @@ def test_levels() -> None:
     assert all(p.grad is not None for p in neck.parameters())
 
 
+@pytest.mark.parametrize('strides', [(8, 16, 32, 64, 128), (16, 32), (32, 64), (4, 8, 16, 32)])
+def test_strides(strides: tuple[int, ...]) -> None:
+    outs = SimpleFPN(8, 4, strides=strides)([torch.randn(1, 8, 16, 16)])
+    assert [256 // out.shape[-1] for out in outs] == [*strides]
+
+
 def test_each_level_is_a_resize_and_two_normed_convolutions() -> None:
     neck = SimpleFPN(in_channels=8, out_channels=4, num_outs=4).eval()
     x = torch.randn(1, 8, 4, 4)
@@ -43,7 +49,10 @@ def test_number_of_levels() -> None:
     [
         (dict(in_channels=6), 'in_channels=6.*multiple of 4'),
         (dict(in_channels=[8, 8]), r'in_channels=\[8, 8\]'),
-        (dict(in_channels=8, num_outs=3), 'num_outs=3.*4'),
+        (dict(in_channels=8, num_outs=3), r'strides=\[4, 8, 16\].*the last 32'),
+        (dict(in_channels=8, strides=[8, 16, 64]), 'each twice the one before'),
+        (dict(in_channels=8, strides=[2, 4, 8, 16, 32]), 'the first to be 4, 8, 16 or 32'),
+        (dict(in_channels=8, strides=[]), 'expected the first'),
     ],
 )
 def test_wrong_arguments(kwargs: dict[str, Any], message: str) -> None:
