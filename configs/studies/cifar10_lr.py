@@ -16,6 +16,15 @@ _models = {
     'tied-qkv': dict(model_args=dict(scheme='tied-qkv')),
 }
 _confirmed = ('dense', 'masa-qkvo')
+
+
+def _rates(name):
+    """5e-4 for the confirmed arms only; 1.6e-2 for those that share across layers."""
+    low = ['5e-4'] if name in _confirmed else []
+    high = ['1.6e-2'] if name in ('masa-qkvo', 'masa-qkv', 'sequential', 'repeat') else []
+    return [*low, '1e-3', '2e-3', '4e-3', '8e-3', *high]
+
+
 rows = {
     f'{name}-{rate}': dict(
         model=model,
@@ -23,6 +32,5 @@ rows = {
         seeds=[200, 201] if name in _confirmed else [200],
     )
     for name, model in _models.items()
-    for rate in ('5e-4', '1e-3', '2e-3', '4e-3', '8e-3')
-    if name in _confirmed or rate != '5e-4'
+    for rate in _rates(name)
 }
