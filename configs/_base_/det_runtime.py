@@ -5,7 +5,7 @@ default_scope = 'mmdet'
 custom_imports = dict(imports=['masa_vit.detection'])
 
 default_hooks = dict(
-    checkpoint=dict(save_best='coco/bbox_mAP'),
+    checkpoint=dict(save_best='auto'),  # the first metric: coco/bbox_mAP, pascal_voc/mAP
     visualization=dict(type='ValidationPicturesHook', num_images=4, score_thr=0.3),
 )
 custom_hooks = [

@@ -81,7 +81,7 @@ def test_hooks(name: str) -> None:
     Visualizer.get_instance('configs')
     for hook in [*cfg.default_hooks.values(), *cfg.custom_hooks]:
         HOOKS.build(hook)
-    assert cfg.default_hooks.checkpoint.save_best == 'coco/bbox_mAP'
+    assert cfg.default_hooks.checkpoint.save_best == 'auto'
 
 
 @pytest.mark.parametrize('name', CONFIGS)

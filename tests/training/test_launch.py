@@ -199,6 +199,19 @@ def test_mistakes_in_typed_dicts_name_their_place(toy_config, tmp_path):
         train(toy_config, tmp_path / 'c', cfg_options={'optim_wrapper': None})
 
 
+def test_the_metric_of_the_best_checkpoint(toy_config, tmp_path):
+    options = {'val_evaluator.prefix': 'toy'}
+    wrong = {**options, 'default_hooks.checkpoint.save_best': 'coco/bbox_mAP'}
+    with pytest.raises(ValueError, match=r"save_best='coco/bbox_mAP'.* named toy/\.\.\."):
+        train(toy_config, tmp_path / 'wrong', cfg_options=wrong)
+    assert not list((tmp_path / 'wrong').glob('*.pth'))
+    options['default_hooks.checkpoint.save_best'] = 'auto'
+    train(toy_config, tmp_path / 'auto', cfg_options={**options, 'train_cfg.max_epochs': 1})
+    assert [path.name for path in (tmp_path / 'auto').glob('best_*')] == [
+        'best_toy_error_epoch_1.pth'
+    ]
+
+
 def test_amp(toy_config, tmp_path):
     summary = train(toy_config, tmp_path, amp=True, cfg_options=SHORT)
     assert summary['config']['optim_wrapper']['type'] == 'BFloat16OptimWrapper'

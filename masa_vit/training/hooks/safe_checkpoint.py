@@ -50,7 +50,8 @@ class SafeCheckpointHook(CheckpointHook):
         self._batch = 0
 
     def before_train(self, runner: Any) -> None:
-        """Restore the state of a resumed run."""
+        """Check `save_best`, and restore the state of a resumed run."""
+        self._check_save_best(runner)
         super().before_train(runner)
         self.file_backend = get_file_backend(self.out_dir, backend_args=self.backend_args)
         self._adopt_best()
@@ -195,6 +196,21 @@ class SafeCheckpointHook(CheckpointHook):
                 for path in removals
                 if path not in self._best_paths() and Path(path).parent == Path(self.out_dir)
             ]
+
+    def _check_save_best(self, runner: Any) -> None:
+        """Refuse a metric that no evaluator has: mmengine would end the run after the validation."""
+        if not self.save_best or runner.val_loop is None:
+            return
+        prefixes = {metric.prefix for metric in runner.val_evaluator.metrics}
+        if None in prefixes:  # such a metric may give any names
+            return
+        for key in self.key_indicators:
+            if key != 'auto' and key.rpartition('/')[0] not in prefixes:
+                known = ', '.join(f'{name}/...' for name in sorted(prefixes))
+                raise ValueError(
+                    f'default_hooks.checkpoint.save_best={key!r}, but the metrics of val_evaluator are '
+                    f"named {known}: choose one of them, or 'auto' for the first"
+                )
 
     def _adopt_best(self) -> None:
         """Find the best checkpoint of a resumed run also where its folder has moved."""
