@@ -176,10 +176,10 @@ def test_a_huge_image_is_refused_before_it_is_decoded(root):
 
 MASKS = {
     'compressed run lengths that do not fill the image': (
-        dict(size=[64, 80], counts='zz'), 'do not add up|no numbers of pixels',
+        dict(size=[64, 80], counts='zz'), 'do not add up|not numbers of pixels',
     ),
     'compressed run lengths of other characters': (
-        dict(size=[64, 80], counts='\u00e9'), 'no numbers of pixels',
+        dict(size=[64, 80], counts='\u00e9'), 'not numbers of pixels',
     ),
     'a polygon far beyond the image': ([[1, 1, 1e12, 1, 9, 9]], 'polygon that reaches far beyond'),
     'a polygon with text': ([[1, 1, 'a', 1, 9, 9]], 'something else than finite numbers'),
