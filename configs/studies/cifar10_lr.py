@@ -1,4 +1,4 @@
-# Step 2 of docs/evidence.md: the learning rates of the arms with six seeds.
+# Step 2 of docs/evidence.md: learning rates, for the arms that have six seeds in the screening.
 base = 'masa_vit::studies/cifar10_proxy.py'
 seeds = [200]
 reference = 'dense-1e-3'

@@ -23,7 +23,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     show_traceback = os.environ.get('MASA_VIT_TRACEBACK', '') not in ('', '0')
     try:
         parser, parsers = _parser()
-        command = next((a for a in arguments if a in parsers), None)
+        command = arguments[0] if arguments and arguments[0] in parsers else None
         if command:
             module = _module(command)
             parsers[command].epilog = module.EXAMPLES

@@ -17,6 +17,7 @@ import torch
 from timm.layers import Attention
 from torch import Tensor, nn
 
+from masa_vit.compression.groups import Groups
 from masa_vit.compression.source_weights import stacked_weights
 
 ModelT = TypeVar('ModelT', bound=nn.Module)
@@ -109,7 +110,7 @@ def align(
     weights: Mapping[str, Tensor],
     can: Allowed,
     num_atoms: Sequence[int],
-    groups: Sequence[list[int]],
+    groups: Groups,
     projections: str = 'qkvo',
     max_iters: int = 50,
     tol: float = 1e-4,

@@ -8,6 +8,7 @@ from typing import NamedTuple
 import torch
 
 from masa_vit.compression.fit import spectra
+from masa_vit.compression.groups import Groups
 from masa_vit.compression.metric import Metric
 from masa_vit.compression.source_weights import Weights
 
@@ -17,14 +18,12 @@ ALLOCATIONS = ('energy', 'uniform')
 _ROUNDING = 1e-12
 """Energies below this share of the largest are rounding: no rank is spent on them."""
 
-Groups = Sequence[Sequence[int]]
 
-
-class Ranks(NamedTuple):
-    """Ranks to be found: as many as `numbers` parameters allow."""
+class RankBudget(NamedTuple):
+    """Ranks to be found within a number of parameters."""
 
     allocation: str
-    numbers: int
+    parameters: int
 
 
 def numbers_of_groups(groups: Groups, num_atoms: int | Sequence[int]) -> list[int]:
@@ -47,25 +46,25 @@ def residual_parameters(weights: Weights, ranks: Mapping[str, Sequence[int]]) ->
     return sum(sum(of_name) * sum(weights[name][0].shape) for name, of_name in ranks.items())
 
 
-def most_atoms(weights: Weights, groups: Groups, numbers: int) -> int:
+def most_atoms(weights: Weights, groups: Groups, parameters: int) -> int:
     """Return the largest S of all groups and projections within a number of parameters.
 
     Raises:
         ValueError: If one atom exceeds it.
     """
     candidates = range(1, max(map(len, groups)) + 1)
-    fitting = [s for s in candidates if atom_parameters(weights, groups, s) <= numbers]
+    fitting = [s for s in candidates if atom_parameters(weights, groups, s) <= parameters]
     if not fitting:
-        raise too_small(weights, groups, numbers, 1)
+        raise too_small(weights, groups, parameters, 1)
     return fitting[-1]
 
 
 def too_small(
-    weights: Weights, groups: Groups, numbers: int, num_atoms: int | Sequence[int]
+    weights: Weights, groups: Groups, parameters: int, num_atoms: int | Sequence[int]
 ) -> ValueError:
     """Return the error for a budget below the parameters of some atoms."""
     return ValueError(
-        f'the budget leaves {numbers:,} parameters for the projections {"".join(weights)!r}, and '
+        f'the budget leaves {parameters:,} parameters for the projections {"".join(weights)!r}, and '
         f'{num_atoms} atom(s) for each of {len(groups)} groups of layers need '
         f'{atom_parameters(weights, groups, num_atoms):,}: raise the budget, or use fewer groups'
     )
@@ -92,7 +91,7 @@ def check_saves(
 def allocate(
     weights: Mapping[str, torch.Tensor],
     metrics: Mapping[str, Metric],
-    ranks: Ranks,
+    ranks: RankBudget,
     exact: Mapping[str, Collection[int]] | None = None,
 ) -> dict[str, list[int]]:
     """Allocate ranks within one budget.
@@ -116,7 +115,7 @@ def allocate(
     ]
     found = {name: [0] * depth for name in weights}
     if ranks.allocation == 'uniform':
-        rank = ranks.numbers // max(sum(sizes[name] for name, _ in takers), 1)
+        rank = ranks.parameters // max(sum(sizes[name] for name, _ in takers), 1)
         for name, layer in takers:
             found[name][layer] = min(rank, most[name])
         return found
@@ -129,7 +128,7 @@ def allocate(
         for name, layer in takers
         for gain in energies[name][layer, : most[name]].tolist()
     )
-    left = ranks.numbers
+    left = ranks.parameters
     # singular values fall, so that the ranks of a weight come in their order
     for gain, name, layer in gains:
         if sizes[name] > left or gain > _ROUNDING * gains[0][0]:

@@ -69,9 +69,9 @@ def uniform_groups(num_layers: int, num_groups: int) -> Groups:
 def kl_groups(distributions: Tensor, num_groups: int) -> Groups:
     """Cut the layers where the distributions of consecutive ones drift most, as the paper does.
 
-    The drift from layer l to l + 1 is ``KL(p_l || p_{l+1})`` of their logit-lens distributions. In the
-    paper groups are contiguous with small drift inside; its algorithm is not known. Ours cuts at the
-    G - 1 largest drifts, the earlier of equal ones.
+    The drift from layer l to l + 1 is ``KL(p_l || p_{l+1})`` of their logit-lens distributions. The
+    paper describes contiguous groups with small drift inside and does not give its algorithm. Ours
+    cuts at the G - 1 largest drifts; of equal ones at the earlier.
 
     Args:
         distributions: (L, C), rows of probabilities; see `logit_lens`.

@@ -6,8 +6,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from numbers import Real
 
-from masa_vit.compression.budget import ALLOCATIONS, Groups
-from masa_vit.compression.groups import GROUPINGS
+from masa_vit.compression.budget import ALLOCATIONS
+from masa_vit.compression.groups import GROUPINGS, Groups
 from masa_vit.compression.metric import WEIGHTINGS
 from masa_vit.layers.bank import check_num_atoms
 from masa_vit.models.sharing_args import PROJECTIONS, ResidualRank, parse_projections

@@ -11,7 +11,7 @@ from torch import nn
 
 from masa_vit.compression.alignment import Alignment, align, allowed, apply_alignment
 from masa_vit.compression.budget import (
-    Ranks,
+    RankBudget,
     check_saves,
     most_atoms,
     numbers_of_groups,
@@ -199,38 +199,38 @@ def _solve(
 ) -> Solution:
     """Fit the given sizes, or those that a budget allows."""
     residual_rank, sweeps = options.residual_rank, options.sweeps
-    numbers = None if options.budget is None else _numbers(model, weights, options.budget)
-    if numbers is not None and isinstance(residual_rank, str):
+    parameters = None if options.budget is None else _budget_left(model, weights, options.budget)
+    if parameters is not None and isinstance(residual_rank, str):
         number = None if isinstance(num_atoms, str) else num_atoms
-        ranks = Ranks(residual_rank, numbers)
+        ranks = RankBudget(residual_rank, parameters)
         return solve_budget(weights, groups, ranks, number, metrics, sweeps or 4)
     depth = sum(map(len, groups))
     given = parse_residual_rank(cast(ResidualRank, residual_rank), ''.join(weights), depth)
     shapes = {name: (rows[0].shape[0], rows[0].shape[1]) for name, rows in weights.items()}
     check_ranks(given, list(weights), shapes, depth)
     own = residual_parameters(weights, given)
-    if numbers is not None:  # residuals of a given rank; the rest of the budget is for atoms
-        num_atoms = most_atoms(weights, groups, numbers - own)
+    if parameters is not None:  # residuals of a given rank; the rest of the budget is for atoms
+        num_atoms = most_atoms(weights, groups, parameters - own)
     sizes = cast('int | list[int]', num_atoms)
     check_saves(weights, groups, sizes, given)
     return solve(weights, groups, sizes, given if own else None, metrics, sweeps or 1)
 
 
-def _numbers(model: nn.Module, weights: Weights, budget: float) -> int:
+def _budget_left(model: nn.Module, weights: Weights, budget: float) -> int:
     """Return the parameters that the budget leaves for the projections that share."""
     sharing = sum(row.numel() for rows in weights.values() for row in rows)
     attention = sum(row.numel() for rows in dense_weights(model).values() for row in rows)
     rest = sum(param.numel() for param in model.parameters()) - attention
     kept = int(budget * attention) if budget < 1 else int(budget) - rest
-    numbers = kept - (attention - sharing)
-    if not 0 < numbers < sharing:
+    parameters = kept - (attention - sharing)
+    if not 0 < parameters < sharing:
         meaning = (
             f'a share of the {attention:,} weights of the attention'
             if budget < 1
             else f'from 1 on, the parameters of the whole model, {rest:,} of them outside the attention'
         )
         raise ValueError(
-            f'budget={budget} ({meaning}) leaves {numbers:,} parameters for the projections that share, '
-            f'which have {sharing:,} (those that do not share keep {attention - sharing:,})'
+            f'budget={budget} ({meaning}) leaves {parameters:,} parameters for the projections that '
+            f'share, which have {sharing:,} (those that do not share keep {attention - sharing:,})'
         )
-    return numbers
+    return parameters

@@ -10,7 +10,7 @@ from typing import NamedTuple
 import torch
 
 from masa_vit.compression.budget import (
-    Ranks,
+    RankBudget,
     allocate,
     atom_parameters,
     numbers_of_groups,
@@ -24,6 +24,7 @@ from masa_vit.compression.fit import (
     no_residual,
     scale_for_training,
 )
+from masa_vit.compression.groups import Groups
 from masa_vit.compression.metric import Metric
 from masa_vit.compression.pca import matrix_pca
 from masa_vit.compression.source_weights import Weights, stack
@@ -34,7 +35,7 @@ _logger = logging.getLogger(__name__)
 class Sharing(NamedTuple):
     """The sizes of a compressed model."""
 
-    groups: list[list[int]]
+    groups: Groups
     num_atoms: dict[str, list[int]]
     """Projection -> S of each group."""
     ranks: dict[str, list[int]]
@@ -55,9 +56,9 @@ class Solution(NamedTuple):
 
 def solve(
     weights: Weights,
-    groups: list[list[int]],
+    groups: Groups,
     num_atoms: int | Sequence[int],
-    ranks: Mapping[str, Sequence[int]] | Ranks | None = None,
+    ranks: Mapping[str, Sequence[int]] | RankBudget | None = None,
     metrics: Mapping[str, Metric] | None = None,
     sweeps: int = 1,
 ) -> Solution:
@@ -84,8 +85,8 @@ def solve(
 
 def solve_budget(
     weights: Weights,
-    groups: list[list[int]],
-    ranks: Ranks,
+    groups: Groups,
+    ranks: RankBudget,
     num_atoms: int | Sequence[int] | None = None,
     metrics: Mapping[str, Metric] | None = None,
     sweeps: int = 4,
@@ -110,10 +111,10 @@ def solve_budget(
     candidates = range(1, largest + 1) if num_atoms is None else [num_atoms]
     problems: list[_Problem] = []
     for candidate in candidates:
-        left = ranks.numbers - atom_parameters(weights, groups, candidate)
+        left = ranks.parameters - atom_parameters(weights, groups, candidate)
         if left < 0:
             break
-        given = ranks._replace(numbers=left)
+        given = ranks._replace(parameters=left)
         numbers = numbers_of_groups(groups, candidate)
         problems.append(_Problem(weights, groups, numbers, given, metrics or {}).start(sweeps))
         costs = [problem.cost for problem in problems]
@@ -124,13 +125,13 @@ def solve_budget(
         if len(costs) >= 3 and costs[-3] < costs[-2] < costs[-1]:
             break
     if not problems:
-        raise too_small(weights, groups, ranks.numbers, next(iter(candidates)))
+        raise too_small(weights, groups, ranks.parameters, next(iter(candidates)))
     return min(problems, key=lambda problem: problem.cost).refine(sweeps - 1)
 
 
 def _solve_atoms(
     weights: Weights,
-    groups: list[list[int]],
+    groups: Groups,
     numbers: list[int],
     metrics: Mapping[str, Metric] | None,
 ) -> Solution:
@@ -164,9 +165,9 @@ class _Problem:
     def __init__(
         self,
         weights: Weights,
-        groups: list[list[int]],
+        groups: Groups,
         numbers: list[int],
-        ranks: Mapping[str, Sequence[int]] | Ranks,
+        ranks: Mapping[str, Sequence[int]] | RankBudget,
         metrics: Mapping[str, Metric],
     ) -> None:
         self.weights = {name: stack(rows) for name, rows in weights.items()}  # (L, out, in) each
@@ -231,7 +232,7 @@ class _Problem:
 
     def _fit_residuals(self) -> None:
         left = {name: weight - self.shared[name] for name, weight in self.weights.items()}
-        if isinstance(self.given, Ranks):
+        if isinstance(self.given, RankBudget):
             ranks = allocate(left, self.metrics, self.given, dict.fromkeys(left, self.exact))
         else:
             ranks = {

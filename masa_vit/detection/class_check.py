@@ -9,10 +9,10 @@ from typing import Any
 
 from mmdet.evaluation import CocoMetric
 from mmengine.hooks import Hook
-from mmengine.model import is_model_wrapper
 from mmengine.registry import HOOKS
 
 from masa_vit.detection.coco_json import segmentation_problem
+from masa_vit.training.wrapped_models import unwrap
 from masa_vit.utils.messages import first_of
 
 __all__ = ['DetClassesCheckHook']
@@ -117,7 +117,7 @@ def _difference(train: list[str], val: list[str]) -> str:
 def _check_heads(runner: Any, split: str, classes: Sequence[str] | None) -> None:
     if classes is None:
         return
-    model = runner.model.module if is_model_wrapper(runner.model) else runner.model
+    model = unwrap(runner.model)
     wrong: dict[str, int] = {}
     for name, module in model.named_modules():
         parts = name.split('.')

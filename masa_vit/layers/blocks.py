@@ -105,12 +105,7 @@ class SharedBlocks(nn.Module):
 
         timm's `reparameterize_model` calls this.
         """
-        for parent, name, child in _children(self):
-            if isinstance(child, SharedLinear):
-                setattr(parent, name, child.fuse())
-        for parent, name, child in _children(self):
-            if isinstance(child, CoefficientSource):
-                delattr(parent, name)
+        _fuse_layers(self)
         return nn.Sequential(*self)
 
     def __prepare_scriptable__(self) -> nn.Module:
@@ -123,8 +118,12 @@ def fuse_children(module: nn.Module) -> None:
     for parent, name, child in _children(module):
         if isinstance(child, SharedBlocks):
             setattr(parent, name, child.fuse())
+    _fuse_layers(module)  # of a block without its container
+
+
+def _fuse_layers(module: nn.Module) -> None:
     for parent, name, child in _children(module):
-        if isinstance(child, SharedLinear):  # of a block without its container
+        if isinstance(child, SharedLinear):
             setattr(parent, name, child.fuse())
     for parent, name, child in _children(module):
         if isinstance(child, CoefficientSource):

@@ -19,7 +19,7 @@ def projection_shapes(
     blocks: Sequence[nn.Module],
     layout: Mapping[str, Names],
     repeats: Mapping[str, Repeat] | None = None,
-    ties: bool = False,
+    allow_repeated_names: bool = False,
 ) -> dict[str, tuple[int, int]]:
     """Shape (out, in) of the stored weight of every projection.
 
@@ -27,14 +27,14 @@ def projection_shapes(
         blocks: As `share_linears`.
         layout: As `share_linears`.
         repeats: As `share_linears`.
-        ties: Whether a layer may name a projection twice.
+        allow_repeated_names: Whether a layer may name a projection twice: tied weights.
 
     Raises:
         ValueError: If a block lacks a linear layer of the layout, or other shapes than the others;
             for no blocks, names of projections that are doubled or taken, or repeated heads that do
             not divide the rows.
     """
-    _check_names(blocks, layout, ties)
+    _check_names(blocks, layout, allow_repeated_names)
     repeats = repeats or {}
     shapes: dict[str, tuple[int, int]] = {}
     for index, block in enumerate(blocks):
@@ -60,8 +60,8 @@ def projection_shapes(
                 times, of_head = repeats.get(name, (1, 1))
                 if rows % (times * of_head):
                     raise ValueError(
-                        f'projection {name!r} has {rows} rows, which {times} times {of_head} rows of a '
-                        'head do not divide'
+                        f'projection {name!r} has {rows} rows, expected a multiple of '
+                        f'{times * of_head}: heads of {of_head} rows, each used {times} times'
                     )
                 shape = (rows // times, linear.in_features)
                 if shapes.setdefault(name, shape) != shape:
@@ -72,10 +72,12 @@ def projection_shapes(
     return shapes
 
 
-def _check_names(blocks: Sequence[nn.Module], layout: Mapping[str, Names], ties: bool) -> None:
+def _check_names(
+    blocks: Sequence[nn.Module], layout: Mapping[str, Names], allow_repeated: bool
+) -> None:
     if not len(blocks):
         raise ValueError('blocks is empty: expected at least one block')
-    stacked = [dict.fromkeys(names) if ties else names for names in layout.values()]
+    stacked = [dict.fromkeys(names) if allow_repeated else names for names in layout.values()]
     known = [name for names in stacked for name in names]
     if not known or not all(map(len, layout.values())) or len(set(known)) < len(known):
         raise ValueError(

@@ -76,7 +76,7 @@ class DirectCoefficients(CoefficientSource):
 class ChannelCoefficients(CoefficientSource):
     """Trainable coefficients, one per atom and output row: (S, out) per projection.
 
-    A layer scales the rows of an atom by themselves, with S d coefficients instead of S.
+    A layer scales each row of an atom with its own coefficient: S d numbers instead of S.
     """
 
     def __init__(self, values: Mapping[str, torch.Tensor], rows: Mapping[str, int]) -> None:

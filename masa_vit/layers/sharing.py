@@ -79,7 +79,7 @@ def share_linears(
     """
     kept = blocks.shared if isinstance(blocks, SharedBlocks) else {}
     blocks = list(blocks)
-    shapes = projection_shapes(blocks, layout, repeats, ties=True)
+    shapes = projection_shapes(blocks, layout, repeats, allow_repeated_names=True)
     full = check_dictionaries(dictionaries, num_atoms, len(blocks), list(shapes))
     check_shapes(full, shapes)
     parent = check_parent(blocks, layout)

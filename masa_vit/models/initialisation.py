@@ -33,8 +33,8 @@ def atoms_of(
 ) -> dict[str, torch.Tensor]:
     """Return the atoms that start as dense weights of layer `index`, by projection.
 
-    A bank has as many atoms as the first of the weights that it serves: those of one projection in
-    all layers, then those of the next.
+    The S atoms of a bank start as the first S weights that it serves, in the order of the
+    projections, and of the layers within each.
     """
     atoms = {}
     for name, bank in shared.banks.items():

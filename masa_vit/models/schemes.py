@@ -100,6 +100,12 @@ SCHEMES: dict[str, str] = {name: meaning for name, (meaning, _) in _SCHEMES.item
 """Name of a scheme -> its meaning, for L layers and S atoms."""
 
 
+def check_scheme(scheme: str) -> None:
+    """Raise ValueError if the name is not in `SCHEMES`."""
+    if scheme not in SCHEMES:
+        raise ValueError(f'scheme={scheme!r} is unknown, expected one of {", ".join(SCHEMES)}')
+
+
 def scheme_settings(scheme: str, depth: int, num_atoms: int, num_heads: int) -> Settings:
     """Return the arguments of `MasaVisionTransformer` of a scheme.
 
@@ -112,6 +118,5 @@ def scheme_settings(scheme: str, depth: int, num_atoms: int, num_heads: int) -> 
     Raises:
         ValueError: If the name is unknown.
     """
-    if scheme not in _SCHEMES:
-        raise ValueError(f'scheme={scheme!r} is unknown, expected one of {", ".join(_SCHEMES)}')
+    check_scheme(scheme)
     return _SCHEMES[scheme][1](depth, num_atoms, num_heads)

@@ -16,7 +16,8 @@ from masa_vit.models import create_timm_model, load_exactly, read_state_dict
 from masa_vit.utils.arguments import parse_pair
 from masa_vit.utils.messages import first_lines
 
-_WEIGHT_FILES = ('model.safetensors', 'pytorch_model.bin')
+WEIGHT_FILES = ('model.safetensors', 'pytorch_model.bin')
+"""Files of weights in timm's Hub layout, in its order."""
 
 LoadClassifier = Callable[[str, str], nn.Module]
 """The timm model of a config and a checkpoint of a training run."""
@@ -133,10 +134,10 @@ def read_config(folder: str | Path) -> dict[str, Any]:
 
 def _check_size(config: Mapping[str, Any], folder: Path) -> None:
     """Refuse a config whose sizes do not match the weights, before the model is built."""
-    weights = [file for name in _WEIGHT_FILES if (file := folder / name).is_file()]
+    weights = [file for name in WEIGHT_FILES if (file := folder / name).is_file()]
     if not weights:
         raise FileNotFoundError(
-            f'the folder {str(folder)!r} has no weights; expected one of {", ".join(_WEIGHT_FILES)}'
+            f'the folder {str(folder)!r} has no weights; expected one of {", ".join(WEIGHT_FILES)}'
         )
     for file in weights:
         state = read_state_dict(file)

@@ -82,7 +82,7 @@ class MasaVisionTransformer(VisionTransformer):
                 serves. A list gives the number for each group of layers, a dict from dictionary to
                 one or the other. 0: no dictionary, each weight is ``U_l V_l`` of rank `residual_rank`.
             projections: The projections that share, letters out of 'qkvo'; the others are dense. Of
-                tied ones the first counts.
+                projections that `tie` joins, the first names the shared weight.
             dictionaries: Which projections draw on a common dictionary, e.g. ``('qv', 'k', 'o')``.
                 Default: one for each projection (the paper's choice).
             groups: Lists of layers that share with each other only: a dictionary for each group (the

@@ -92,10 +92,8 @@ def read_checkpoint(path: str | Path) -> dict[str, Any]:
 def class_names(path: str | Path, num_classes: int) -> list[str] | None:
     """Return the class names in a checkpoint that training wrote; None if their number differs."""
     match read_weight_file(path):
-        case {'meta': {'dataset_meta': {'classes': [*classes]}}} if len(
-            classes
-        ) == num_classes and all(isinstance(name, str) for name in classes):
-            return classes
+        case {'meta': {'dataset_meta': {'classes': [*classes]}}} if len(classes) == num_classes:
+            return classes if all(isinstance(name, str) for name in classes) else None
     return None
 
 

@@ -17,6 +17,7 @@ from torch import Tensor, nn
 
 from masa_vit.layers.regularization import atom_correlation, coefficient_l1
 from masa_vit.models import create_timm_model
+from masa_vit.models.sources import WEIGHT_FILES
 
 __all__ = ['ImageClassifier', 'create_model', 'weights_of']
 
@@ -97,8 +98,8 @@ class ImageClassifier(BaseModel):
         Returns:
             by ``mode``: ``'tensor'``: logits (B, classes); ``'loss'``: ``loss``, and ``top1`` of
             the batch in percent where its images are not mixed; ``'predict'``: one
-            ``dict(logits=(classes,))`` in float32 an image. Without targets, (0,), for no image
-            of the batch could be read, the loss is zero and so are its gradients.
+            ``dict(logits=(classes,))`` in float32 per image. For empty targets, (0,), of a batch
+            whose images could not be read, the loss and its gradients are zero.
         """
         if mode == 'tensor':
             return self.model(inputs)
@@ -180,11 +181,11 @@ def weights_of(source: str) -> str:
     folder = Path(source.removeprefix(LOCAL_DIR))
     if not folder.is_dir():
         return str(folder) if source.startswith(LOCAL_DIR) else source
-    for name in ('model.safetensors', 'pytorch_model.bin'):  # timm's own names
+    for name in WEIGHT_FILES:
         if (folder / name).is_file():
             return str(folder / name)
     raise FileNotFoundError(
-        f'init_from {source!r}: neither model.safetensors nor pytorch_model.bin in the folder '
+        f'init_from {source!r}: none of {", ".join(WEIGHT_FILES)} in the folder '
         f'{folder.absolute()}. `masa-vit compress` writes the first; any other checkpoint is named '
         'by its file'
     )

@@ -10,7 +10,7 @@ from mmengine.config import Config, ConfigDict
 
 from masa_vit.export.folding import dense_record
 from masa_vit.models import dense_architecture
-from masa_vit.models.schemes import SCHEMES
+from masa_vit.models.schemes import check_scheme
 from masa_vit.training.configs import load_config
 
 
@@ -40,8 +40,8 @@ def load_variant(
         return load_config(config)
     if dense and (coefficients or scheme):
         raise ValueError('the dense baseline shares nothing: neither coefficients nor scheme')
-    if scheme and scheme not in SCHEMES:
-        raise ValueError(f'scheme={scheme!r} is unknown, expected one of {", ".join(SCHEMES)}')
+    if scheme:
+        check_scheme(scheme)
     cfg = load_config(config)
     name = _name(cfg, dense, coefficients or scheme)
     new = Config(cfg._cfg_dict.to_dict(), cfg_text=cfg.pretty_text, filename=name)

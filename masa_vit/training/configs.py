@@ -96,7 +96,7 @@ def load_config(config: str | Path | Config, cfg_options: dict[str, Any] | None 
         for key in set(cfg) - before - KNOWN_KEYS:
             given = next(k for k in cfg_options if k.split('.')[0] == key)
             raise ValueError(
-                f'--cfg-options {given}: the config has no key {key!r}{_did_you_mean(key)}. '
+                f'--cfg-options {given}: the config has no key {key!r}{_did_you_mean(key) or "."} '
                 f'Its keys: {", ".join(sorted(before))}.'
             )
     _check_keys(cfg)

@@ -1,10 +1,10 @@
-"""Randomness that a resumed run repeats: a function of (seed, rank, iteration), not of history.
+"""Generators seeded from (seed, rank, iteration), so that a resumed run repeats them.
 
 No generator state is saved. Every sample is loaded with generators seeded from the seed, the rank, the
 number of its batch since the start of training and its index; every iteration of the model with
-generators seeded from the seed, the rank and its number. So a run that stopped in the middle of an
-epoch continues by skipping the batches that it has had, with any number of loader workers. Code with
-a separate generator is not covered.
+generators seeded from the seed, the rank, the epoch and its number. So a run that stopped in the
+middle of an epoch continues by skipping the batches that it has used, with any number of loader
+workers. Code with a separate generator is not covered.
 """
 
 from __future__ import annotations
@@ -127,7 +127,7 @@ class NumberedBatches(Sampler):
 def number_batches(config: dict[str, Any], seed: int, rank: int) -> dict[str, Any]:
     """The config of a train loader with `SeededDataset` and `NumberedBatches`."""
     config = {'batch_size': 1, **config}
-    # as a config, for mmengine copies deeply the objects that it is given
+    # as a config: mmengine makes a deep copy of an object
     config['dataset'] = dict(type=SeededDataset, dataset=config['dataset'], seed=seed, rank=rank)
     config['batch_sampler'] = dict(
         type=NumberedBatches,
@@ -165,7 +165,8 @@ class TrainLoop(EpochBasedTrainLoop):
 
 @HOOKS.register_module()
 class SeedHook(Hook):
-    """Seed the main process before every epoch and iteration: by (seed, rank, epoch, iteration).
+    """Seed the main process before every epoch by (seed, rank, epoch), before every iteration by
+    (seed, rank, epoch, iteration).
 
     The seed of the epoch is for samplers that draw from the global generators.
     """

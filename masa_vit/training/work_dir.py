@@ -30,9 +30,7 @@ def locked(work_dir: str | Path) -> Iterator[None]:
     Raises:
         ValueError: another training is running in the work dir.
     """
-    work_dir = Path(work_dir)
-    if work_dir.exists() and not work_dir.is_dir():
-        raise ValueError(f'work dir {str(work_dir)!r} is a file; give a folder as --work-dir.')
+    work_dir = _folder(work_dir)
     existed = work_dir.exists()
     work_dir.mkdir(parents=True, exist_ok=True)
     lock = FileLock(work_dir / LOCK)
@@ -101,9 +99,7 @@ def check_work_dir_free(work_dir: str | Path) -> None:
     Raises:
         ValueError: the work dir holds another run.
     """
-    work_dir = Path(work_dir)
-    if work_dir.exists() and not work_dir.is_dir():
-        raise ValueError(f'work dir {str(work_dir)!r} is a file; give a folder as --work-dir.')
+    work_dir = _folder(work_dir)
     found = [LAST_CHECKPOINT] if (work_dir / LAST_CHECKPOINT).exists() else []
     found += sorted(path.name for path in work_dir.glob('*.pth'))
     if not found and _is_finished(work_dir / SUMMARY):
@@ -136,6 +132,13 @@ def check_same_recipe(cfg: Config, work_dir: Path) -> None:
                 f'{str(work_dir)!r} holds a run of another recipe ({key} differs). Use another '
                 '--work-dir, or the same options'
             )
+
+
+def _folder(work_dir: str | Path) -> Path:
+    work_dir = Path(work_dir)
+    if work_dir.exists() and not work_dir.is_dir():
+        raise ValueError(f'work dir {str(work_dir)!r} is a file; give a folder as --work-dir.')
+    return work_dir
 
 
 def _is_finished(summary: Path) -> bool:

@@ -34,9 +34,7 @@ def write_atomically(path: str | Path, data: bytes | str) -> None:
             file.write(content)
             file.flush()
             os.fsync(file.fileno())
-        umask = os.umask(0)
-        os.umask(umask)
-        os.chmod(temporary, 0o666 & ~umask)  # mkstemp makes files for the owner only
+        _give_default_mode(temporary)  # mkstemp makes files for the owner only
         os.replace(temporary, path)
     except BaseException as error:
         if temporary is not None:
@@ -110,10 +108,8 @@ def staged(folder: str | Path, names: Sequence[str], force: bool = False) -> Ite
         yield stage
         folder.mkdir(parents=True, exist_ok=True)
         check_free(folder, names, force)
-        umask = os.umask(0)
-        os.umask(umask)
         for name in names:
-            os.chmod(stage / name, 0o666 & ~umask)  # safetensors makes files for the owner only
+            _give_default_mode(stage / name)  # safetensors makes files for the owner only
             os.replace(stage / name, folder / name)
     finally:
         shutil.rmtree(stage, ignore_errors=True)
@@ -128,6 +124,12 @@ def _existing(folder: Path) -> Path:
     """Return the folder or its nearest existing parent."""
     folder = folder.absolute()
     return next(path for path in (folder, *folder.parents) if path.exists())
+
+
+def _give_default_mode(path: str | Path) -> None:
+    umask = os.umask(0)
+    os.umask(umask)
+    os.chmod(path, 0o666 & ~umask)
 
 
 def _make_stage(folder: Path) -> str:

@@ -30,7 +30,7 @@ _WEIGHTS = ('state_dict_ema', 'model_ema', 'state_dict', 'model')
 """Where weights lie in checkpoints, averaged ones first: timm's order."""
 
 _MAX_DEPTH = 100
-_ITEMS = 1000  # more than bytes, that small files hold their few items
+_ITEMS = 1000  # a small file may have this many items more than bytes
 _TIMES_SHARED = 16  # tensors of a checkpoint may share storage: at most this multiple of its size
 
 

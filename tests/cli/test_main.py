@@ -37,6 +37,13 @@ def test_wrong_arguments(arguments, capsys):
     assert 'usage:' in capsys.readouterr().err
 
 
+def test_a_mistyped_command_is_not_replaced_by_a_later_argument(capsys):
+    assert main(['traim', 'test']) == 2
+    assert "invalid choice: 'traim'" in capsys.readouterr().err
+    assert main(['--help', 'test']) == 0
+    assert 'COMMAND' in capsys.readouterr().out
+
+
 def test_an_error_is_one_message(capsys, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     assert main(['train', 'none.py']) == 1
@@ -59,6 +66,8 @@ def test_mistyped_override(capsys, tmp_path):
     assert "model.widht: ToyModel has no such argument; did you mean 'width'?" in (
         capsys.readouterr().err
     )
+    assert main([*arguments, '--cfg-options', 'wings=1']) == 1
+    assert "the config has no key 'wings'. Its keys: " in capsys.readouterr().err
 
 
 def test_train_then_test(capsys, tmp_path):

@@ -10,10 +10,10 @@ from typing import Any
 import torch
 from mmengine.dist import all_reduce
 from mmengine.hooks import Hook
-from mmengine.model import is_model_wrapper
 from mmengine.registry import HOOKS
 
 from masa_vit.training.image_datasets import IGNORE_INDEX
+from masa_vit.training.wrapped_models import unwrap
 from masa_vit.utils.messages import first_of
 
 __all__ = ['NumClassesCheckHook', 'SkippedImagesHook']
@@ -41,7 +41,7 @@ class NumClassesCheckHook(Hook):
         self._check_head(runner, 'test', _classes(runner.test_dataloader))
 
     def _check_head(self, runner: Any, split: str, classes: Sequence[str] | None) -> None:
-        model = runner.model.module if is_model_wrapper(runner.model) else runner.model
+        model = unwrap(runner.model)
         num_classes = getattr(model, 'num_classes', None)
         if num_classes is None or classes is None or len(classes) == num_classes:
             return

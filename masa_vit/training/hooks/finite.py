@@ -107,7 +107,7 @@ def _describe(runner: Any, faults: list[str], loss: float, data_batch: Any) -> s
     if bad:
         lines.append(f'inputs that are not finite: {first_of(bad, 8)}')
     elif math.isfinite(loss) and get_world_size() > 1:
-        lines.append('the loss of this process is finite: another one names the files')
+        lines.append('the loss of this process is finite: the error of another names the files')
     elif files:
         lines.append(f'files of the batch: {first_of(files, 8)}')
     return '\n'.join(lines)

@@ -38,7 +38,7 @@ class SafeCheckpointHook(CheckpointHook):
     Random states need no saving: see `masa_vit.training.seeding`.
 
     Args:
-        **kwargs: those of mmengine's CheckpointHook, save `file_client_args` and `backend_args`.
+        **kwargs: those of mmengine's CheckpointHook, except `file_client_args` and `backend_args`.
     """
 
     def __init__(self, **kwargs: Any) -> None:
@@ -104,7 +104,8 @@ class SafeCheckpointHook(CheckpointHook):
             if world_size != get_world_size():
                 raise ValueError(
                     f'the run to resume had {world_size} processes, this one has '
-                    f'{get_world_size()}: its epochs have another number of steps. Start as many.'
+                    f'{get_world_size()}: its epochs have another number of steps. Start the '
+                    'same number of processes.'
                 )
             num_batches = len(runner.train_dataloader)
             if meta.get('num_batches', num_batches) != num_batches:
@@ -241,7 +242,7 @@ def _check_finite(checkpoint: dict[str, Any]) -> None:
 
 
 def _to_plain(value: Any) -> Any:
-    """Containers, numbers, strings and tensors only, so that `weights_only=True` loads them."""
+    """Convert to containers, numbers, strings and tensors, which `weights_only=True` loads."""
     if isinstance(value, HistoryBuffer):
         history, counts = value.data
         tensors = [torch.as_tensor(np.asarray(v, dtype=np.float64)) for v in (history, counts)]
@@ -252,8 +253,8 @@ def _to_plain(value: Any) -> Any:
         return value.tolist()
     if isinstance(value, dict):
         return {k: _to_plain(v) for k, v in value.items()}
-    if isinstance(value, (list, tuple)):
-        return type(value)(_to_plain(v) for v in value) if type(value) in (list, tuple) else value
+    if type(value) in (list, tuple):  # not named tuples
+        return type(value)(map(_to_plain, value))
     return value
 
 
