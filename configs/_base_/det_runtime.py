@@ -17,5 +17,5 @@ custom_hooks = [
     dict(type='ProgressHook'),
     dict(type='SummaryHook'),
 ]
-visualizer = dict(type='DetLocalVisualizer')
+visualizer = dict(type='DetLocalVisualizer', name='visualizer')
 env_cfg = dict(cudnn_benchmark=False)  # the images of a run have many sizes

@@ -90,5 +90,6 @@ _COMMANDS = {
     'inspect': 'look at the atoms and coefficients of a model',
     'compare': 'train several configs and print a table',
     'benchmark': 'measure a model against another',
+    'mmdet': 'run a tool of MMDetection',
 }
 """Help of the commands; the module `masa_vit.cli.NAME` has EXAMPLES, `add_arguments` and `run`."""

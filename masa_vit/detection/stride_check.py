@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from typing import Any
 
 import torch
+from mmdet.models.dense_heads.base_dense_head import BaseDenseHead
 from mmdet.models.roi_heads.roi_extractors import BaseRoIExtractor
 from mmengine.hooks import Hook
 from mmengine.registry import HOOKS
@@ -69,10 +70,14 @@ def assumed_strides(model: nn.Module) -> dict[str, tuple[bool, list[int]]]:
     for name, module in model.named_modules():
         if isinstance(module, BaseRoIExtractor):
             assumed[f'model.{name}.featmap_strides'] = False, [*module.featmap_strides]
-        elif strides := getattr(getattr(module, 'prior_generator', None), 'strides', None):
+        elif isinstance(module, BaseDenseHead) and (strides := _prior_strides(module)):
             key = 'strides' if hasattr(module, 'strides') else 'anchor_generator.strides'
             assumed[f'model.{name}.{key}'] = True, [_square(stride) for stride in strides]
     return assumed
+
+
+def _prior_strides(head: nn.Module) -> Sequence[Any]:
+    return getattr(getattr(head, 'prior_generator', None), 'strides', ())
 
 
 def _square(stride: int | Sequence[int]) -> int:

@@ -21,7 +21,7 @@ import torch
 
 import masa_vit
 from masa_vit.compression import CompressionOptions, compress_with_record
-from masa_vit.compression.budget import Ranks, allocate
+from masa_vit.compression.budget import RankBudget, allocate
 from masa_vit.compression.fit import low_rank
 from masa_vit.compression.metric import collect_statistics
 from masa_vit.compression.source_weights import dense_weights, stacked_weights
@@ -68,7 +68,7 @@ def per_layer_svd(model: Any, budget: float, weighting: str, allocation: str, im
         statistics = collect_statistics(model, images, gradients=weighting == 'fisher')
         metrics = statistics.metrics(weights, weighting)
     numbers = int(budget * sum(weight.numel() for weight in weights.values()))
-    ranks = allocate(weights, metrics, Ranks(allocation, numbers))
+    ranks = allocate(weights, metrics, RankBudget(allocation, numbers))
     for name, weight in weights.items():
         rows = dense_weights(model)[name]
         for row, (up, down) in zip(

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from masa_vit.compression.budget import Ranks, allocate, atom_parameters
+from masa_vit.compression.budget import RankBudget, allocate, atom_parameters
 from masa_vit.compression.fit import Fit, fit_atoms, low_rank, spectra
 from masa_vit.compression.metric import Metric
 from masa_vit.compression.solver import solve, solve_budget
@@ -84,11 +84,11 @@ def test_energy_goes_to_the_largest_singular_values_for_their_price():
     wide[0, :2, :2] = torch.diag(torch.tensor([8.0, 4.5]))
     # gains for the price: q 81/8, 25/8, 16/8, 9/8, 4/8, 1/8, wide 64/16, 20.25/16
     for numbers, expected in ((8, [1, 0]), (24, [1, 1]), (40, [3, 1]), (56, [3, 2])):
-        ranks = allocate({'q': q, 'wide': wide}, {}, Ranks('energy', numbers))
+        ranks = allocate({'q': q, 'wide': wide}, {}, RankBudget('energy', numbers))
         assert [sum(ranks['q']), sum(ranks['wide'])] == expected, numbers
-    assert allocate({'q': q}, {}, Ranks('energy', 16))['q'] == [1, 1]
+    assert allocate({'q': q}, {}, RankBudget('energy', 16))['q'] == [1, 1]
     weights = {'q': draw(3, 4, 4), 'wide': draw(3, 12, 4)}
-    assert allocate(weights, {}, Ranks('uniform', 3 * 2 * 24 + 5)) == {
+    assert allocate(weights, {}, RankBudget('uniform', 3 * 2 * 24 + 5)) == {
         'q': [2, 2, 2],
         'wide': [2, 2, 2],
     }
@@ -130,7 +130,7 @@ def test_cost_is_the_share_that_is_lost():
 def test_a_budget_is_kept_and_used(num_atoms, allocation):
     weights = {'q': list(draw(6, 8, 8)), 'o': list(draw(6, 8, 8))}
     groups, numbers = [[0, 1, 2], [3, 4, 5]], 700
-    ranks = Ranks(allocation, numbers)
+    ranks = RankBudget(allocation, numbers)
     solution = solve_budget(weights, groups, ranks, num_atoms, sweeps=2)
     number = solution.sharing.num_atoms['q'][0]
     assert num_atoms in (None, number)
@@ -144,7 +144,7 @@ def test_the_best_number_of_atoms_is_found():
     common = draw(2, 8, 8)
     alike = {'q': [torch.tensordot(draw(2), common, 1) for _ in range(6)]}
     budget = atom_parameters(alike, [[*range(6)]], 4)
-    solution = solve_budget(alike, [[*range(6)]], Ranks('energy', budget), sweeps=2)
+    solution = solve_budget(alike, [[*range(6)]], RankBudget('energy', budget), sweeps=2)
     assert solution.sharing.num_atoms['q'] == [2]
     assert solution.cost < 1e-12
 
@@ -164,14 +164,14 @@ def test_every_sweep_loses_less(weighted):
 def test_layers_with_an_atom_of_their_own_get_no_residual():
     """It would start at zero on both sides, where no gradient is, and cost parameters."""
     weights = {'q': list(draw(5, 8, 8))}
-    for ranks in ({'q': [2] * 5}, Ranks('energy', 200), Ranks('uniform', 200)):
+    for ranks in ({'q': [2] * 5}, RankBudget('energy', 200), RankBudget('uniform', 200)):
         solution = solve(weights, [[0], [1, 2, 3, 4]], 1, ranks, sweeps=2)
         assert solution.sharing.ranks['q'][0] == 0
         assert all(solution.sharing.ranks['q'][1:])
 
 
 def test_no_weight_gets_more_than_its_dense_price():
-    ranks = allocate({'q': draw(2, 8, 8)}, {}, Ranks('energy', 10_000))
+    ranks = allocate({'q': draw(2, 8, 8)}, {}, RankBudget('energy', 10_000))
     assert ranks == {'q': [4, 4]}
 
 

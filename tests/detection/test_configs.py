@@ -32,9 +32,9 @@ def test_model_and_optimizer(name: str) -> None:
     model = meta_model(cfg)
     maps = model.extract_feat(torch.empty(1, 3, 320, 256, device='meta'))
     check_strides(model)
-    finest = 8 if name.startswith(('retinanet', 'fcos')) else 4
+    finest = 8 if name.startswith(('retinanet', 'fcos', 'dino')) else 4
     assert maps[0].shape[-2:] == (320 / finest, 256 / finest)
-    assert len(maps) == 5
+    assert len(maps) == (4 if name.startswith('dino') else 5)
     wrapper = build_optim_wrapper(model, cfg.optim_wrapper)
     grouped = [id(p) for group in wrapper.optimizer.param_groups for p in group['params']]
     assert sorted(grouped) == sorted(id(p) for p in model.parameters())

@@ -16,10 +16,10 @@ from importlib.abc import Loader, MetaPathFinder
 from importlib.machinery import ModuleSpec
 from typing import Any
 
-from masa_vit.detection.mmcv_ops import boxes, deform, losses, rois
+from masa_vit.detection.mmcv_ops import boxes, deform, deform_attention, losses, rois
 from masa_vit.detection.mmcv_ops.common import HOW_TO_COMPILE, OPERATORS, refuse
 
-__all__ = ['boxes', 'deform', 'install', 'losses', 'rois']
+__all__ = ['boxes', 'deform', 'deform_attention', 'install', 'losses', 'rois']
 
 _EXT = 'mmcv._ext'
 

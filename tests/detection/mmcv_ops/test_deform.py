@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import math
-
 import pytest
 import torch
 import torchvision
+from bilinear_reference import bilinear
 from mmcv.ops import (
     DeformConv2dPack,
     ModulatedDeformConv2dPack,
@@ -18,17 +17,6 @@ from torch.autograd import gradcheck
 from torch.nn import functional as F
 
 CONV = dict(stride=(2, 1), padding=(1, 2), dilation=(1, 2), groups=2, deform_groups=2)
-
-
-def bilinear(image: Tensor, y: Tensor, x: Tensor) -> Tensor:
-    """image (C, H, W) at one point; there are zeros around it."""
-    top, left = math.floor(y.item()), math.floor(x.item())
-    value = image.new_zeros(len(image))
-    for row, share_y in ((top, 1 - (y - top)), (top + 1, y - top)):
-        for column, share_x in ((left, 1 - (x - left)), (left + 1, x - left)):
-            if 0 <= row < image.shape[1] and 0 <= column < image.shape[2]:
-                value = value + image[:, row, column] * share_y * share_x
-    return value
 
 
 def reference_deform_conv(
