@@ -1,5 +1,5 @@
-# DINO on ViT-B with S=4 atoms for each projection: COCO, boxes only, 12 epochs, mmdet's rates for DINO and
-# ViTDet's decay by layer. Not run.
+# DINO on ViT-B with S=4 atoms for each projection: COCO, boxes only, 12 epochs, mmdet's rates for
+# DINO and ViTDet's decay by layer. Not run.
 _base_ = [
     '../_base_/models/dino_vit.py',
     '../_base_/datasets/coco_boxes.py',

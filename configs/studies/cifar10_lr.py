@@ -19,9 +19,9 @@ _confirmed = ('dense', 'masa-qkvo')
 
 
 def _rates(name):
-    """5e-4 for the confirmed arms only; 1.6e-2 for those that share across layers."""
+    """5e-4 for the confirmed arms only; 1.6e-2 for all but the dense ones."""
     low = ['5e-4'] if name in _confirmed else []
-    high = ['1.6e-2'] if name in ('masa-qkvo', 'masa-qkv', 'sequential', 'repeat') else []
+    high = [] if name.startswith('dense') else ['1.6e-2']
     return [*low, '1e-3', '2e-3', '4e-3', '8e-3', *high]
 
 

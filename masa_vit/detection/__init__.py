@@ -32,10 +32,13 @@ from masa_vit.detection.precision import Float32HeadsHook  # noqa: E402
 from masa_vit.detection.simple_fpn import SimpleFPN  # noqa: E402
 from masa_vit.detection.stride_check import StrideCheckHook  # noqa: E402
 from masa_vit.detection.visualization import ValidationPicturesHook  # noqa: E402
+from masa_vit.detection.voc_dataset import CheckedXMLDataset, ClasswiseVOCMetric  # noqa: E402
 
 __all__ = [
     'CheckedCocoDataset',
     'CheckedCocoMetric',
+    'CheckedXMLDataset',
+    'ClasswiseVOCMetric',
     'DetClassesCheckHook',
     'Float32HeadsHook',
     'LoadImageFromFile',

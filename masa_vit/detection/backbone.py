@@ -70,8 +70,9 @@ class MasaViT(BaseModule):
                 embeddings) of blocks that are not frozen train on.
             with_cp: Recompute the blocks in the backward pass: less memory, more time.
             init_cfg: `dict(type='Pretrained', checkpoint=..., prefix=...)`, where `checkpoint` is a
-                file (a classifier's or detector's checkpoint, `.safetensors`), a URL, or the name of
-                a timm model with pretrained weights. The prefix is found when it is not given.
+                file (a classifier's or detector's checkpoint, `.safetensors`), a folder that
+                `masa-vit compress` wrote, a URL, or the name of a timm model with pretrained weights.
+                The prefix is found when it is not given.
 
         Raises:
             ValueError: For an unknown name or argument, or a value outside its range.

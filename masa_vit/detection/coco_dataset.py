@@ -101,7 +101,7 @@ class CheckedCocoDataset(CocoDataset):
                 f'data_prefix={self.data_prefix} has no img; expected the folder of the images, '
                 "below data_root, as in data_prefix=dict(img='train2017/')"
             )
-        content = read_coco(path, with_annotations=not self.test_mode)
+        content = self.read_content(path)
         names = {category['id']: category['name'] for category in content['categories']}
         self._check_categories(list(names.values()))
         ids = {name: id_ for id_, name in names.items()}
@@ -113,6 +113,10 @@ class CheckedCocoDataset(CocoDataset):
         for image in content['images']:
             image['file_name'] = self._with_slashes(image['file_name'])
         return make_coco(content)
+
+    def read_content(self, path: str) -> dict[str, Any]:
+        """Read lists of images, categories and annotations, with the keys of COCO's format."""
+        return read_coco(path, with_annotations=not self.test_mode)
 
     def _with_slashes(self, name: str) -> str:
         """The path of an image in a file that was written on Windows."""
@@ -138,6 +142,11 @@ class CheckedCocoDataset(CocoDataset):
                 'Remove these names from the classes (and num_classes in the heads of the model), '
                 'or add them to the categories of the file.'
             )
+        self._check_order(found)
+
+    def _check_order(self, found: Sequence[str]) -> None:
+        classes = list(self._metainfo['classes'])
+        where = os.path.abspath(self.ann_file)
         in_file_order = [name for name in found if name in classes]
         if self.test_mode and in_file_order != classes:
             raise ValueError(

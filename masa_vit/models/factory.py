@@ -6,12 +6,14 @@ import difflib
 import re
 from collections.abc import Mapping
 from inspect import signature
+from pathlib import Path
 from typing import Any
 
 import timm
 from timm.models.vision_transformer import VisionTransformer
 from torch import nn
 
+from masa_vit.models.loading import LOCAL_DIR
 from masa_vit.models.vision_transformer_masa import MasaVisionTransformer
 
 
@@ -24,8 +26,16 @@ def create_timm_model(name: str, model_args: Mapping[str, Any], **fixed: Any) ->
         fixed: Arguments that the caller sets; `model_args` may not hold them.
 
     Raises:
+        FileNotFoundError: If the folder of a 'local-dir:' name has no model.
         ValueError: For an unknown name, an unknown or misplaced argument, or a value that timm refuses.
     """
+    folder = Path(name.removeprefix(LOCAL_DIR))
+    if name.startswith(LOCAL_DIR) and not (folder / 'config.json').is_file():
+        raise FileNotFoundError(
+            f'model_name {name!r}: no config.json in the folder {str(folder.absolute())!r}. '
+            '`masa-vit compress` writes a model into a folder: set model_name=local-dir:FOLDER, and the '
+            'initial weights to FOLDER (init_from of a classifier, init_cfg.checkpoint of a backbone)'
+        )
     # 'hf-hub:' and 'local-dir:' names are timm's to resolve
     if ':' not in name and not timm.is_model(name):
         close = difflib.get_close_matches(name, timm.list_models(), n=5)

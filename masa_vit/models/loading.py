@@ -18,6 +18,12 @@ from masa_vit.models.state_dict import merge_pruned, read_stack, rename_old_keys
 from masa_vit.utils.messages import first_lines, first_of
 from masa_vit.utils.weight_files import read_weight_file, weights_in
 
+LOCAL_DIR = 'local-dir:'
+"""How timm's names of models in folders begin."""
+
+WEIGHT_FILES = ('model.safetensors', 'pytorch_model.bin')
+"""Files of weights in timm's Hub layout, in its order."""
+
 _WEIGHT_SUFFIXES = ('.pth', '.pt', '.tar', '.bin', '.ckpt', '.safetensors')
 
 
@@ -69,7 +75,8 @@ def load_weights(
     Args:
         model: A timm model, ours or any other, or a wrapper around one.
         source: A `.pth` or `.safetensors` file of the same architecture (a training checkpoint is
-            fine, wrapper prefixes are found), or the name of a timm model with pretrained weights.
+            fine, wrapper prefixes are found), a folder in timm's Hub layout (as `masa-vit compress`
+            writes it), or the name of a timm model with pretrained weights.
         prefix: Beginning of the names of the tensors to load, e.g. 'backbone.'; further prefixes are
             found.
         ignore: Beginnings of names; these tensors are dropped, and reported.
@@ -80,10 +87,10 @@ def load_weights(
         The outcome by tensor.
 
     Raises:
-        FileNotFoundError: If `source` is neither a file nor a model.
+        FileNotFoundError: If `source` is neither a file nor a model, or a folder without weights.
         ValueError: If nothing matches, or shapes differ in more than sizes that can be resampled.
     """
-    source = str(source)
+    source = _weight_file(str(source))
     model = _owner_of_patch_embed(model)
     if weights is not None:
         state_dict = _unwrap(weights)
@@ -123,6 +130,21 @@ def load_weights(
             f'{first_of(own)}'
         )
     return report
+
+
+def _weight_file(source: str) -> str:
+    """Return the file of weights in a folder of timm's Hub layout; any other source as it is."""
+    folder = Path(source.removeprefix(LOCAL_DIR)).expanduser()
+    if not folder.is_dir():
+        return source
+    for name in WEIGHT_FILES:
+        if (folder / name).is_file():
+            return str(folder / name)
+    raise FileNotFoundError(
+        f'{source!r} is a folder without weights: none of {", ".join(WEIGHT_FILES)} is in '
+        f'{str(folder.absolute())!r}. `masa-vit compress` writes the first; name any other checkpoint '
+        'by its file'
+    )
 
 
 def load_exactly(model: nn.Module, checkpoint: str | Path) -> None:

@@ -13,11 +13,9 @@ import timm
 from torch import nn
 
 from masa_vit.models import create_timm_model, load_exactly, read_state_dict
+from masa_vit.models.loading import WEIGHT_FILES
 from masa_vit.utils.arguments import parse_pair
 from masa_vit.utils.messages import first_lines
-
-WEIGHT_FILES = ('model.safetensors', 'pytorch_model.bin')
-"""Files of weights in timm's Hub layout, in its order."""
 
 LoadClassifier = Callable[[str, str], nn.Module]
 """The timm model of a config and a checkpoint of a training run."""

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import inspect
 import logging
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -17,13 +16,11 @@ from torch import Tensor, nn
 
 from masa_vit.layers.regularization import atom_correlation, coefficient_l1
 from masa_vit.models import create_timm_model
-from masa_vit.models.sources import WEIGHT_FILES
 
-__all__ = ['ImageClassifier', 'create_model', 'weights_of']
+__all__ = ['ImageClassifier', 'create_model']
 
 _PENALTIES = {'coefficient_l1': coefficient_l1, 'atom_correlation': atom_correlation}
 
-LOCAL_DIR = 'local-dir:'
 """How timm marks a model's name as a folder."""
 
 
@@ -86,7 +83,7 @@ class ImageClassifier(BaseModel):
         if self.init_from:
             from masa_vit.models import load_weights
 
-            report = load_weights(self.model, weights_of(self.init_from))
+            report = load_weights(self.model, self.init_from)
             level = logging.WARNING if report.missing or report.unexpected else logging.INFO
             print_log(f'initial weights from {self.init_from}:\n{report}', 'current', level)
 
@@ -162,33 +159,7 @@ def create_model(name: str, num_classes: int, args: dict[str, Any]) -> Any:
     """
     if 'num_classes' in args:
         raise ValueError('model_args has num_classes: set num_classes beside model_args')
-    folder = name.removeprefix(LOCAL_DIR)
-    if folder != name and not (Path(folder) / 'config.json').is_file():
-        raise FileNotFoundError(
-            f'model_name {name!r}: no config.json in the folder {Path(folder).absolute()}. '
-            '`masa-vit compress` writes a compressed model there; another folder is given '
-            'by --cfg-options model.model_name=local-dir:FOLDER model.init_from=FOLDER'
-        )
     return create_timm_model(name, args, num_classes=num_classes)
-
-
-def weights_of(source: str) -> str:
-    """The file of weights in a folder of timm's Hub layout; any other source as it is.
-
-    Raises:
-        FileNotFoundError: if the folder has none.
-    """
-    folder = Path(source.removeprefix(LOCAL_DIR))
-    if not folder.is_dir():
-        return str(folder) if source.startswith(LOCAL_DIR) else source
-    for name in WEIGHT_FILES:
-        if (folder / name).is_file():
-            return str(folder / name)
-    raise FileNotFoundError(
-        f'init_from {source!r}: none of {", ".join(WEIGHT_FILES)} in the folder '
-        f'{folder.absolute()}. `masa-vit compress` writes the first; any other checkpoint is named '
-        'by its file'
-    )
 
 
 def _create_mixup(args: dict, label_smoothing: float, num_classes: int) -> Mixup:

@@ -13,7 +13,7 @@ from mmengine.registry import MODELS
 from torch import Tensor, nn
 
 from masa_vit.models import load_weights
-from masa_vit.training.classifier import ImageClassifier, create_model, weights_of
+from masa_vit.training.classifier import ImageClassifier, create_model
 
 __all__ = ['DistilledClassifier']
 
@@ -165,7 +165,7 @@ class _Teacher:
         if self.model is None:
             model, source = self.create(), self.cfg['init_from']
             with torch.random.fork_rng(devices=[]):
-                report = load_weights(model, weights_of(source))
+                report = load_weights(model, source)
             if report.missing or report.unexpected or (report.dropped and self.num_classes):
                 raise ValueError(
                     f'teacher: {source} is not a checkpoint of {self.cfg["model_name"]!r} with '

@@ -14,6 +14,7 @@ from torch import nn
 
 import masa_vit
 from masa_vit.detection import MasaViT
+from masa_vit.export.hub_folder import export_hub
 
 ARGS = dict(img_size=64, patch_size=8, embed_dim=32, depth=4, num_heads=2)
 NAMES = ['vit_tiny_masa_s2', 'vit_tiny_patch16_224']
@@ -235,6 +236,26 @@ def test_init_from_a_folded_file_into_the_dense_baseline(tmp_path: Path) -> None
     torch.testing.assert_close(
         backbone.vit.blocks[2].attn.qkv.weight, masa.blocks[2].attn.qkv.weight
     )
+
+
+def test_init_from_a_compressed_model(tmp_path: Path) -> None:
+    """Its architecture and its weights come from the folder that `masa-vit compress` wrote."""
+    torch.manual_seed(0)
+    dense = timm.create_model('vit_tiny_patch16_224', **dense_args())
+    compressed = masa_vit.compress(dense, num_atoms=2, residual_rank=3)
+    export_hub(compressed, tmp_path / 'compressed')
+    backbone = MasaViT(
+        model_name=f'local-dir:{tmp_path / "compressed"}',
+        model_args=dict(img_size=128),
+        window_size=0,
+        init_cfg=pretrained(tmp_path / 'compressed'),
+    )
+    backbone.init_weights()
+    for block, other in zip(backbone.vit.blocks, compressed.blocks, strict=True):
+        torch.testing.assert_close(block.attn.qkv.weight, other.attn.qkv.weight)
+        assert block.attn.qkv.ranks == dict.fromkeys('qkv', 3)
+    with pytest.raises(FileNotFoundError, match=r'no config\.json in the folder'):
+        MasaViT(model_name='local-dir:nowhere')
 
 
 @pytest.mark.parametrize('prefix', ['backbone.', None])

@@ -7,17 +7,19 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from mmdet.registry import DATASETS, HOOKS, MODELS
+from mmdet.registry import DATASETS, HOOKS, METRICS, MODELS
 from mmengine.config import Config
 from mmengine.optim import build_optim_wrapper
 from mmengine.registry import PARAM_SCHEDULERS
 from mmengine.visualization import Visualizer
+from voc_data import write_voc
 
 from masa_vit.detection.stride_check import check_strides
 from masa_vit.training import load_config
 from masa_vit.training.config_variants import load_variant
 
 ROOT = Path(__file__).parents[2] / 'configs'
+VOC = 'faster_rcnn_vit_tiny_masa_mini'
 CONFIGS = {path.stem: path for path in sorted((ROOT / 'det').glob('*.py'))}
 
 
@@ -49,12 +51,13 @@ def test_model_and_optimizer(name: str) -> None:
 
 
 @pytest.mark.parametrize('name', CONFIGS)
-def test_data(name: str, coco_root: Path, coco_classes: tuple[str, ...]) -> None:
+def test_data(name: str, coco_root: Path, coco_classes: tuple[str, ...], tmp_path: Path) -> None:
+    voc_root = write_voc(coco_root, tmp_path / 'voc')
     cfg = load_config(CONFIGS[name])
     with_masks = 'mask' in name
     if 'overfit' in name:  # evaluated on what the dataset loads
         assert cfg.val_evaluator.ann_file is None
-    else:
+    elif name != VOC:
         assert cfg.val_evaluator.ann_file.endswith(cfg.val_dataloader.dataset.ann_file)
     assert cfg.test_dataloader == cfg.val_dataloader
     assert cfg.test_evaluator == cfg.val_evaluator
@@ -66,13 +69,16 @@ def test_data(name: str, coco_root: Path, coco_classes: tuple[str, ...]) -> None
             assert dataset_cfg.ann_file in ('annotations/train.json', 'annotations/val.json')
             dataset_cfg.ann_file = 'annotations/instances_train2017.json'
             dataset_cfg.data_prefix.img = 'train2017/'
-        dataset_cfg.data_root = str(coco_root)
+        dataset_cfg.data_root = str(voc_root if name == VOC else coco_root)
         dataset_cfg.metainfo = dict(classes=coco_classes)
         dataset = DATASETS.build(loader.dataset)
         sample = next(sample for sample in dataset if len(sample['data_samples'].gt_instances))
         assert sample['inputs'].dtype == torch.uint8
         assert ('masks' in sample['data_samples'].gt_instances) == with_masks
-    assert cfg.val_evaluator.metric == (['bbox', 'segm'] if with_masks else 'bbox')
+    if name == VOC:
+        assert METRICS.build(cfg.val_evaluator).metric == 'mAP'
+    else:
+        assert cfg.val_evaluator.metric == (['bbox', 'segm'] if with_masks else 'bbox')
 
 
 @pytest.mark.parametrize('name', CONFIGS)

@@ -139,7 +139,7 @@ def test_no_such_file(small, name):
 
 
 def test_a_folder(small, tmp_path):
-    with pytest.raises(FileNotFoundError, match=r'is a folder.*local-dir:'):
+    with pytest.raises(FileNotFoundError, match=r'is a folder.*'):
         load_weights(small(), tmp_path)
 
 
