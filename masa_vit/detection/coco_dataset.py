@@ -15,7 +15,7 @@ from mmdet.registry import DATASETS, METRICS
 from mmengine.fileio import get_local_path
 from mmengine.logging import print_log
 
-from masa_vit.detection.coco_json import LAYOUT, annotation_problem, read_coco
+from masa_vit.detection.coco_json import LAYOUT, NO_MASK, annotation_problem, read_coco
 from masa_vit.utils.images import UnreadableImageError, read_image, read_size
 from masa_vit.utils.messages import first_of
 
@@ -209,7 +209,13 @@ class CheckedCocoDataset(CocoDataset):
             for problem, cases in bad.items()
         )
         if self.on_bad_annotation == 'raise' or (not kept and not self.test_mode):
-            raise ValueError(f'{text}\nFix the file or remove these annotations from it.')
+            advice = 'Fix the file or remove these annotations from it.'
+            if not kept and list(bad) == [NO_MASK]:
+                advice = (
+                    'For boxes without masks choose a detector without a mask head, such as '
+                    'masa_vit::det/faster_rcnn_vit_masa_custom.py (docs/detection_data.md).'
+                )
+            raise ValueError(f'{text}\n{advice}')
         print_log(
             f"{text}\nThey are left out; on_bad_annotation='raise' in the dataset's config would "
             'stop here.',

@@ -13,7 +13,9 @@ import numpy as np
 
 from masa_vit.utils.messages import first_of
 
-__all__ = ['LAYOUT', 'annotation_problem', 'read_coco', 'segmentation_problem']
+__all__ = ['LAYOUT', 'NO_MASK', 'annotation_problem', 'read_coco', 'segmentation_problem']
+
+NO_MASK = 'no segmentation, or an empty one, where masks are needed'
 
 LAYOUT = (
     'Expected data_root/ann_file, as in DIR/annotations/instances_train2017.json, and the images in '
@@ -135,7 +137,7 @@ def segmentation_problem(annotation: dict, image: dict) -> str | None:
     """
     segmentation = annotation.get('segmentation')
     if not segmentation:
-        return 'no segmentation, or an empty one, where masks are needed'
+        return NO_MASK
     if isinstance(segmentation, dict):
         return _rle_problem(segmentation, [image['height'], image['width']])
     if not isinstance(segmentation, list) or not all(isinstance(p, list) for p in segmentation):

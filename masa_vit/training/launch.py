@@ -5,6 +5,8 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import platform
+import warnings
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -182,8 +184,20 @@ def _set_amp(cfg: Config) -> None:
         raise ValueError(
             f'--amp works on CPU and CUDA only, this machine trains on {get_device()!r}'
         )
+    if get_device() == 'cpu' and not _multiplies_bfloat16():
+        warnings.warn(
+            '--amp: this CPU has no instructions for bfloat16 products (AVX512-BF16, AMX); mixed '
+            'precision is slower than float32 here',
+            stacklevel=4,
+        )
     bfloat16 = get_device() == 'cpu' or torch.cuda.is_bf16_supported(including_emulation=False)
     cfg.optim_wrapper.type = 'BFloat16OptimWrapper' if bfloat16 else 'AmpOptimWrapper'
+
+
+def _multiplies_bfloat16() -> bool:
+    """Whether an x86 CPU multiplies bfloat16 natively; True for others, which are not asked."""
+    is_x86 = platform.machine().lower() in ('x86_64', 'amd64')
+    return not is_x86 or torch.cpu._is_avx512_bf16_supported()
 
 
 def _set_auto_scale_lr(cfg: Config) -> None:

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import copy
 import logging
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any, ClassVar
 
 import torch
@@ -107,6 +109,20 @@ class Runner(_Runner):
         for kind in (SeedHook, FiniteHook, StopHook):
             if not any(isinstance(hook, kind) for hook in self.hooks):
                 self.register_hook(kind())
+
+    def dump_config(self) -> None:
+        """Write the config into the work dir: that of a run from the start, also when resumed.
+
+        The config of the run that started stays; a later run with it is not to resume.
+        """
+        if not self._resume:
+            super().dump_config()
+            return
+        cfg = copy.deepcopy(self.cfg)
+        cfg.resume, cfg.load_from = False, None
+        name = Path(cfg.filename).name if cfg.filename else f'{self.timestamp}.py'
+        if not (Path(self.work_dir) / name).exists():
+            cfg.dump(Path(self.work_dir) / name)
 
     def _init_model_weights(self) -> None:
         """Initialize the weights, unless a checkpoint will replace all of them."""

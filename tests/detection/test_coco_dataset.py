@@ -195,3 +195,14 @@ def test_images_elsewhere_are_not_looked_for(
     assert len(build(coco_root, **(nowhere | kwargs))) == 6
     with pytest.raises(FileNotFoundError, match='6 of the 6'):
         build(coco_root, backend_args=dict(backend='local'), **nowhere)
+
+
+def test_masks_of_data_with_boxes_only(coco_root: Path) -> None:
+    def strip(content: dict) -> None:
+        for annotation in content['annotations']:
+            del annotation['segmentation']
+
+    edit(coco_root, strip)
+    with pytest.raises(ValueError, match=r'faster_rcnn_vit_masa_custom\.py'):
+        build(coco_root)
+    assert len(build(coco_root, pipeline=BOXES)) == 6

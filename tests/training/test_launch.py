@@ -5,6 +5,7 @@ import os
 import re
 import shutil
 import signal
+import warnings
 from pathlib import Path
 
 import pytest
@@ -210,6 +211,16 @@ def test_the_metric_of_the_best_checkpoint(toy_config, tmp_path):
     assert [path.name for path in (tmp_path / 'auto').glob('best_*')] == [
         'best_toy_error_epoch_1.pth'
     ]
+
+
+@pytest.mark.parametrize('native', [True, False])
+def test_amp_on_a_cpu_without_bfloat16(toy_config, tmp_path, monkeypatch, native):
+    monkeypatch.setattr('platform.machine', lambda: 'x86_64')
+    monkeypatch.setattr('torch.cpu._is_avx512_bf16_supported', lambda: native)
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter('always')
+        train(toy_config, tmp_path, amp=True, cfg_options={'train_cfg.max_epochs': 1})
+    assert any('slower than float32' in str(w.message) for w in caught) != native
 
 
 def test_amp(toy_config, tmp_path):

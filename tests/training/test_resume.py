@@ -6,7 +6,7 @@ import signal
 import pytest
 import torch
 
-from masa_vit.training import train
+from masa_vit.training import load_config, train
 
 
 def weights(work_dir, epoch=3):
@@ -55,6 +55,21 @@ def test_killed_and_resumed(command, toy_config, tmp_path, killed):
     assert killed.returncode == -signal.SIGKILL, killed.stderr
     train(toy_config, tmp_path / 'half', resume='auto', cfg_options=options)
     assert_same_run(tmp_path / 'whole', tmp_path / 'half')
+
+
+def test_the_config_of_a_resumed_run_starts_one(toy_config, tmp_path):
+    """It resumes nothing, and names no checkpoint, which may be gone by then."""
+    options = {'train_cfg.max_epochs': 2}
+    first = train(toy_config, tmp_path / 'run', cfg_options=options)
+    (dumped,) = (tmp_path / 'run').glob('*.py')
+    before = dumped.read_text()
+    train(toy_config, tmp_path / 'run', resume='auto', cfg_options=options)
+    assert dumped.read_text() == before
+    last = first['checkpoints']['last']
+    train(toy_config, tmp_path / 'other', resume=last, cfg_options=options)
+    cfg = load_config(tmp_path / 'other' / dumped.name)
+    assert not cfg.resume
+    assert cfg.load_from is None
 
 
 def files(work_dir):
