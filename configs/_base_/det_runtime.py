@@ -11,6 +11,7 @@ default_hooks = dict(
 custom_hooks = [
     dict(type='DetClassesCheckHook'),
     dict(type='StrideCheckHook'),
+    dict(type='DataReportHook'),
     dict(type='Float32HeadsHook'),
     dict(type='ParameterTableHook'),
     dict(type='CoefficientHook'),

@@ -82,6 +82,7 @@ def _module(command: str) -> Any:
 
 _COMMANDS = {
     'train': 'train a config',
+    'data': "look at the boxes of a detector's data",
     'test': 'evaluate a checkpoint',
     'predict': 'classify images, or detect objects in them',
     'compress': 'make a MASA model of a dense one',

@@ -27,6 +27,7 @@ from masa_vit.detection.attention import WindowedAttention  # noqa: E402
 from masa_vit.detection.backbone import MasaViT  # noqa: E402
 from masa_vit.detection.class_check import DetClassesCheckHook  # noqa: E402
 from masa_vit.detection.coco_dataset import CheckedCocoDataset, CheckedCocoMetric  # noqa: E402
+from masa_vit.detection.data_report import DataReportHook  # noqa: E402
 from masa_vit.detection.image_loading import LoadImageFromFile  # noqa: E402
 from masa_vit.detection.precision import Float32HeadsHook  # noqa: E402
 from masa_vit.detection.simple_fpn import SimpleFPN  # noqa: E402
@@ -39,6 +40,7 @@ __all__ = [
     'CheckedCocoMetric',
     'CheckedXMLDataset',
     'ClasswiseVOCMetric',
+    'DataReportHook',
     'DetClassesCheckHook',
     'Float32HeadsHook',
     'LoadImageFromFile',
