@@ -181,7 +181,7 @@ class DataReportHook(Hook):
         num_samples: Images to load for the sizes after resizing.
     """
 
-    def __init__(self, num_samples: int = 32) -> None:
+    def __init__(self, num_samples: int = 128) -> None:
         self.num_samples = num_samples
 
     def before_train(self, runner: Any) -> None:
