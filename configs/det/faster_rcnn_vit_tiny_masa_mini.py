@@ -3,11 +3,8 @@
 #
 #   data_root/ImageSets/Main/{train,val}.txt    a name in each line
 #   data_root/Annotations/NAME.xml, data_root/JPEGImages/NAME.jpg
-classes = (
-    'RBC',
-    'WBC',
-    'Platelets',
-)  # names in the files; (..., ) with a comma if there is one alone
+# names in the files; (..., ) with a comma if there is one alone
+classes = ('RBC', 'WBC', 'Platelets')
 data_root = 'data/bccd/'
 _size = 256  # longer side of the images in pixels, a multiple of 32
 

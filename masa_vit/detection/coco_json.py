@@ -13,7 +13,14 @@ import numpy as np
 
 from masa_vit.utils.messages import first_of
 
-__all__ = ['LAYOUT', 'NO_MASK', 'annotation_problem', 'read_coco', 'segmentation_problem']
+__all__ = [
+    'LAYOUT',
+    'NO_MASK',
+    'annotation_problem',
+    'check_unique',
+    'read_coco',
+    'segmentation_problem',
+]
 
 NO_MASK = 'no segmentation, or an empty one, where masks are needed'
 
@@ -75,8 +82,8 @@ def read_coco(path: str, with_annotations: bool = True) -> dict:
     _check_entries(where, 'annotations', content['annotations'], fields)
     for key in ('images', 'categories', 'annotations'):
         _check_types(where, key, content[key])
-        _check_unique(where, f'{key} ids', (entry['id'] for entry in content[key]))
-    _check_unique(where, 'category names', (entry['name'] for entry in content['categories']))
+        check_unique(where, f'{key} ids', (entry['id'] for entry in content[key]))
+    check_unique(where, 'category names', (entry['name'] for entry in content['categories']))
     if bad := [
         entry['file_name']
         for entry in content['images']
@@ -215,7 +222,8 @@ def _check_types(where: str, key: str, entries: list[dict]) -> None:
                 )
 
 
-def _check_unique(where: str, what: str, values: Iterable[Hashable]) -> None:
+def check_unique(where: str, what: str, values: Iterable[Hashable]) -> None:
+    """Raise ValueError if a value occurs more than once."""
     if twice := [value for value, count in Counter(values).items() if count > 1]:
         raise ValueError(
             f'{where}: {len(twice)} {what} are given more than once: {first_of(twice)}; '

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 from xml.etree import ElementTree
 
+from masa_vit.detection.coco_json import check_unique
 from masa_vit.utils.images import read_size
 from masa_vit.utils.messages import first_of
 
@@ -46,8 +47,7 @@ def read_voc(list_file: str, xml_folder: str, image_folder: str) -> dict[str, An
     names = [line.strip() for line in lines if line.strip()]
     if not names:
         raise ValueError(f'{where} is empty; expected a name in each line')
-    if twice := sorted({name for name in names if names.count(name) > 1}):
-        raise ValueError(f'{where} has names more than once: {first_of(twice)}')
+    check_unique(where, 'names', names)
     files = [Path(xml_folder, f'{name}.xml') for name in names]
     if missing := [str(file.absolute()) for file in files if not file.is_file()]:
         raise FileNotFoundError(

@@ -48,3 +48,13 @@ def log(monkeypatch: pytest.MonkeyPatch) -> list[tuple[int, str]]:
         lambda text, _, level: told.append((level, text)),
     )
     return told
+
+
+@pytest.fixture
+def logged(monkeypatch: pytest.MonkeyPatch) -> list[tuple[str, int]]:
+    entries: list[tuple[str, int]] = []
+    monkeypatch.setattr(
+        'masa_vit.detection.backbone.print_log',
+        lambda text, _, level: entries.append((text, level)),
+    )
+    return entries

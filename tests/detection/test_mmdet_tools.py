@@ -13,7 +13,7 @@ from masa_vit.cli import main
 
 
 def run_tool(tmp_path, *arguments):
-    """In a process of its own: the tools import mmdet first."""
+    """In a new process: the tools import mmdet first."""
     result = subprocess.run(
         [sys.executable, '-m', 'masa_vit.cli', 'mmdet', *map(str, arguments)],
         capture_output=True,

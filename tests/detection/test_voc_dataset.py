@@ -69,7 +69,7 @@ REFUSED: dict[str, tuple[str, Callable[[str], str], str]] = {
     'another size': (FIRST, lambda text: text.replace('<width>', '<width>1'), 'another size'),
     'no name': (FIRST, lambda text: text.replace('<name>disk<', '<name><'), 'without a <name>'),
     'an empty list': (LIST, lambda text: '\n', r'train\.txt is empty'),
-    'a name twice': (LIST, lambda text: text + 'train_1\n', 'more than once: train_1'),
+    'a name twice': (LIST, lambda text: text + 'train_1\n', 'names are given more than once: train_1'),
     'a list of a class': (LIST, lambda text: text.replace('_1\n', '_1  1\n'), r'train_1  1\.xml'),
 }  # fmt: skip
 
